@@ -1,0 +1,257 @@
+"""`write`: records to a file or files, all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import resource
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from etlcli.core import params
+from etlcli.core.batch import Batch, Reject
+from etlcli.core.edit import encode
+from etlcli.core.fields import MISSING, parse_path
+from etlcli.core.stage import Context, Sink
+from etlcli.errors import CannotCreateError, DataError, UsageError
+from etlcli.formats import WriteOptions, Writer, format_of, module
+from etlcli.io.compression import Compressed, method_of, opened
+from etlcli.io.files import AtomicFile, Output, open_output
+from etlcli.io.inputs import STDIN, open_input
+from etlcli.io.stdout import Stdout
+from etlcli.registry import FORMATS
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_UNSAFE_BYTES = re.compile(rb"[^A-Za-z0-9_.\-]")
+_NAME_LIMIT = 240
+_BUFFER = 16 << 10
+
+
+class Write(Sink):
+    """One file, standard output, or with `path_template` a file for each combination of some fields' values."""
+
+    help = """Write records to a file: in full, or not at all.
+
+The content goes to a hidden temporary file beside the target, is made durable, and takes the name at the end, if the whole
+run was good. Whoever opens the file sees all of the old content or all of the new. A path of - is standard output.
+
+The format follows the suffix (.ndjson .jsonl .json .csv .tsv .yaml .yml), and so does the compression (.gz .bz2 .xz .zst).
+--path-template writes one file for each combination of values of the fields it names; a value can only ever name a file
+below the template's own directory, whatever it holds."""
+    examples = (
+        ("etl write flights.csv < flights.ndjson", "NDJSON to CSV"),
+        ("etl write --path-template 'by-origin/{origin}.ndjson' < flights.ndjson", "one file an airport"),
+        ("etl write --mode append log.ndjson.gz < flights.ndjson", "add to a compressed file"),
+    )
+
+    class Params(params.Declared):
+        path = params.path("The file; - is standard output.", positional=True)
+        path_template = params.text("Write to files named by fields, such as out/{country}.ndjson.", metavar="TEMPLATE")
+        format = params.choice(("auto", *FORMATS), "Output format; auto goes by the suffix.", default="auto")
+        mode = params.choice(
+            ("create", "replace", "append"),
+            "create refuses a file that exists, replace takes its place, append adds to it.",
+            default="replace",
+        )
+        columns = params.fields("CSV and TSV columns, in order; by default the first record's fields.")
+        max_files = params.integer("Most files a template may make.", default=1000, minimum=1)
+
+    def __init__(self, params: Any, ctx: Context) -> None:
+        super().__init__(params, ctx)
+        if bool(params.path) == bool(params.path_template):
+            raise UsageError("write needs a path or a --path-template, one of them")
+        self._files: dict[str, _File] = {}
+        if params.path:
+            path = params.path if params.path == STDIN else os.path.join(ctx.base_dir, params.path)
+            self._write: Callable[[Batch], list[Reject]] = self._open(path).write
+        else:
+            self._template = _Template(params.path_template, ctx.base_dir)
+            _allow_open_files(params.max_files)
+            self._write = self._write_partitions
+
+    def write(self, batch: Batch) -> int:
+        rejects = self._write(batch)
+        self.ctx.reject(rejects)
+        return len(batch) - len(rejects)
+
+    def commit(self) -> None:
+        """All files are complete and durable before the first is published."""
+        for file in self._files.values():
+            file.finish()
+        for file in self._files.values():
+            file.output.commit()
+            self.ctx.log("debug", "published", path=file.output.path)
+
+    def _open(self, path: str) -> _File:
+        file = _File(path, self.params)
+        self.ctx.resources.callback(file.output.abort)
+        self._files[path] = file
+        return file
+
+    def _write_partitions(self, batch: Batch) -> list[Reject]:
+        parts: dict[str, list[int]] = {}
+        rejects: list[Reject] = []
+        for index, values in enumerate(zip(*batch.columns(self._template.fields), strict=True)):
+            try:
+                parts.setdefault(self._template.path(values), []).append(index)
+            except ValueError as error:
+                missing = any(value is MISSING or value is None for value in values)
+                code = "missing_field" if missing else "bad_type"
+                rejects.append(batch.reject(index, code, [{"message": str(error)}]))
+        for path, indices in parts.items():
+            rejects += self._partition(path).write(batch.take(indices))
+        return rejects
+
+    def _partition(self, path: str) -> _File:
+        if path in self._files:
+            return self._files[path]
+        if len(self._files) >= self.params.max_files:
+            raise CannotCreateError(
+                f"{self.params.path_template} makes more than {self.params.max_files} files",
+                hint="choose a field with fewer values, or raise --max-files",
+            )
+        return self._open(path)
+
+
+class _File:
+    """One output: format over compression over an atomic file."""
+
+    def __init__(self, path: str, params: Any) -> None:
+        name = format_of(path) if params.format == "auto" else params.format
+        self.output: Output = (
+            Stdout()
+            if path == STDIN
+            else open_output(path, exclusive=params.mode == "create", append=params.mode == "append")
+        )
+        method = method_of(path)
+        columns, header = params.columns, True
+        if params.mode == "append" and isinstance(self.output, AtomicFile):
+            columns, header = _continue(self.output, path, name, params.columns)
+        self._compressed = Compressed(method, self.output.write) if method else None
+        write = self._compressed.write if self._compressed else self.output.write
+        self._buffer = _Buffered(write)
+        self._direct = isinstance(self.output, Stdout)
+        self._writer: Writer = module(name).Writer(self._buffer.write, WriteOptions(name, columns, header))
+
+    def write(self, batch: Batch) -> list[Reject]:
+        rejects = self._writer.write(batch)
+        if self._direct:
+            self._buffer.flush()
+        return rejects
+
+    def finish(self) -> None:
+        self._writer.close()
+        self._buffer.flush()
+        if self._compressed:
+            self._compressed.close()
+        self.output.flush()
+
+
+class _Buffered:
+    """Gathers small writes: a partition's share of a batch can be one record."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+        self._blocks: list[bytes] = []
+        self._size = 0
+
+    def write(self, block: bytes) -> None:
+        self._blocks.append(block)
+        self._size += len(block)
+        if self._size > _BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._blocks:
+            self._write(b"".join(self._blocks))
+            self._blocks, self._size = [], 0
+
+
+class _Template:
+    """`out/{country}/{year}.ndjson`: literal text and fields. Every value becomes part of one path component."""
+
+    def __init__(self, text: str, base_dir: str) -> None:
+        pieces = _PLACEHOLDER.split(text)
+        self._literals = pieces[::2]
+        if len(pieces) == 1 or any("{" in literal or "}" in literal for literal in self._literals):
+            raise UsageError(f"{text!r} is no path template", hint="write fields in braces: 'out/{country}.ndjson'")
+        if ".." in text.split("/"):
+            raise UsageError(f"the path template {text!r} must not hold '..'")
+        try:
+            self.fields = tuple(map(parse_path, pieces[1::2]))
+        except ValueError as error:
+            raise UsageError(f"path template: {error}") from None
+        self._text = text
+        self._base_dir = base_dir
+        self._memo: dict[tuple[Any, ...], str] = {}
+
+    def path(self, values: tuple[Any, ...]) -> str:
+        """The path for one record's values. Raises ValueError for null, missing, and values that are no names."""
+        key = (*values, *map(type, values))
+        with suppress(KeyError, TypeError):
+            return self._memo[key]
+        text = self._literals[0]
+        for field, value, literal in zip(self.fields, values, self._literals[1:], strict=True):
+            text += component(value, ".".join(field)) + literal
+        path = os.path.join(self._base_dir, "/".join(map(_bounded, text.split("/"))))
+        self._memo[key] = path
+        return path
+
+
+def component(value: Any, field: str) -> str:
+    """A value as part of a file name: percent-encoded, never empty, `.` or `..`, never with a slash. Two values never
+    give the same name."""
+    if value is None or value is MISSING:
+        raise ValueError(f"the field {field} names the file, but it is {'null' if value is None else 'missing'}")
+    if isinstance(value, list | dict):
+        raise ValueError(f"the field {field} names the file, but it is {'an array' if isinstance(value, list) else 'an object'}")
+    raw = value.encode() if isinstance(value, str) else encode(value)
+    text = _UNSAFE_BYTES.sub(lambda match: b"%%%02X" % match[0][0], raw).decode()
+    if set(text) <= {"."}:
+        return text.replace(".", "%2E") or "%"
+    return text
+
+
+def _bounded(name: str) -> str:
+    """A path component no file system finds too long; what is cut off lives on in a hash."""
+    if len(name.encode()) <= _NAME_LIMIT:
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
+    stem, dot, suffix = name.rpartition(".")
+    tail = f"~{digest}.{suffix}" if dot and len(suffix) < 20 else f"~{digest}"
+    return name.encode()[: _NAME_LIMIT - len(tail.encode())].decode(errors="ignore") + tail
+
+
+def _continue(output: AtomicFile, path: str, name: str, columns: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
+    """What a writer must know to go on after the old content: the columns, and whether a header is still to come."""
+    if not output.last_byte:
+        return columns, True
+    if name == "json":
+        raise UsageError(f"cannot append to {path}: a JSON array ends where it ends", hint="use .ndjson, or --mode replace")
+    if name in ("csv", "tsv"):
+        old = _header(path, name)
+        if columns and columns != old:
+            raise DataError(f"{path} has the columns {', '.join(old)}", where=path, hint="leave --columns out to append")
+        columns = old
+    if method_of(path) is None and output.last_byte != b"\n":
+        output.write(b"\n")
+    return columns, False
+
+
+def _header(path: str, name: str) -> tuple[str, ...]:
+    import csv
+
+    stream = open_input(path)
+    line = opened(stream).read(1 << 16).decode(errors="replace")
+    stream.close()
+    return tuple(next(csv.reader([line.splitlines()[0]], delimiter="," if name == "csv" else "\t")))
+
+
+def _allow_open_files(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 64
+    if soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))

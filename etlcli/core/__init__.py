@@ -1,0 +1,16 @@
+"""Values and contracts. Nothing in here touches a file, a socket or a clock.
+
+A *record* is one JSON object on one line; a `Batch` is a run of records in input order, held as the bytes they
+came in for as long as that is possible. A `Stage` has two halves, so that the same code runs in a shell pipe, in one
+process and later in many: `prepare` is pure and may run anywhere, `apply` is ordered and holds the state.
+
+    intake.py    bytes of whole lines -> a Batch of valid records, and the rejects
+    batch.py     Batch, Origin
+    fields.py    field paths and projected decoding
+    edit.py      changing some fields of a record, leaving the bytes of the others alone
+    ordering.py  order-preserving keys for any JSON values
+    params.py    one declaration per option
+    stage.py     Source, Stage, Sink, Context
+    policy.py    what happens to a rejected record
+    ledger.py    the counts behind "nothing is lost silently"
+"""

@@ -1,0 +1,201 @@
+"""Batch: a run of records in input order, in the cheapest form that is still true.
+
+A batch is made by `intake.parse` (from outside bytes) or from lines the program itself wrote; either way every line of
+it is one valid JSON object, in UTF-8, so no stage has to check again. Forms are derived lazily and kept:
+
+    chunk      the lines with their newlines, one bytes object
+    lines      a bytes object a record, without newline
+    columns()  the values of some fields, decoded straight from the bytes
+    records()  a dict a record
+
+`take` and `replace` make new batches and leave this one as it was; untouched records keep their bytes. What the forms
+hand out is shared: nobody may change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from etlcli.core.fields import Path, Projection, exact_number, projection
+
+_decode_records = msgspec.json.Decoder(dict[str, Any]).decode_lines
+_decode_record_exactly: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(
+    dict[str, Any], float_hook=exact_number
+).decode
+
+
+class Origin(NamedTuple):
+    """Where a record was read: the input's name, the line (from 1) and the byte offset of the line's start."""
+
+    path: str
+    line: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+class Span:
+    """Where the rows of one chunk came from, without an object a record.
+
+    Row i is line `line + i` of the input and starts where the i-th line of `raw` does, unless the format says otherwise
+    through `lines` and `offsets` (a CSV record can span lines, a JSON array has several records on one).
+    """
+
+    __slots__ = ("_starts", "count", "line", "lines", "offset", "offsets", "path", "raw")
+
+    def __init__(
+        self,
+        path: str,
+        line: int,
+        offset: int,
+        raw: bytes,
+        lines: Sequence[int] | None = None,
+        offsets: Sequence[int] | None = None,
+        count: int | None = None,
+    ) -> None:
+        """`count`: how many rows there are, where the reader has counted anyway."""
+        self.path = path
+        self.line = line
+        self.offset = offset
+        self.raw = raw
+        self.lines = lines
+        self.offsets = offsets
+        self.count = count
+        self._starts: list[int] | None = None
+
+    def origin(self, row: int) -> Origin:
+        if self.lines is not None and self.offsets is not None:
+            return Origin(self.path, self.lines[row], self.offsets[row])
+        if self._starts is None:
+            self._starts = [self.offset]
+            for line in self.raw.split(b"\n"):
+                self._starts.append(self._starts[-1] + len(line) + 1)
+        return Origin(self.path, self.line + row, self._starts[row])
+
+
+class Reject(NamedTuple):
+    """A record that a step would not take, and why. `errors` are dicts with a `message` and, where they are known,
+    `pointer`, `keyword`, `schema_pointer` and `value`."""
+
+    code: str
+    errors: list[dict[str, Any]]
+    raw: bytes
+    origin: Origin | None
+
+    @property
+    def message(self) -> str:
+        first = self.errors[0]
+        where = f" at {first['pointer']}" if first.get("pointer") else ""
+        more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
+        return f"{first['message']}{where}{more}"
+
+
+class Batch:
+    __slots__ = ("_chunk", "_lines", "_projection", "_records", "_rows", "_span", "_structs", "count")
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        chunk: bytes | None = None,
+        lines: list[bytes] | None = None,
+        span: Span | None = None,
+        rows: Sequence[int] | None = None,
+        structs: list[Any] | None = None,
+        projected: Projection | None = None,
+    ) -> None:
+        """`chunk` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i."""
+        self.count = count
+        self._chunk = chunk
+        self._lines = lines
+        self._span = span
+        self._rows = rows
+        self._structs = structs
+        self._projection = projected
+        self._records: list[dict[str, Any]] | None = None
+
+    @classmethod
+    def of_chunk(cls, chunk: bytes) -> Batch:
+        """Of whole lines, each with its newline, that are known to be good."""
+        return cls(chunk.count(b"\n"), chunk=chunk)
+
+    @classmethod
+    def of_lines(cls, lines: list[bytes]) -> Batch:
+        return cls(len(lines), lines=lines)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def chunk(self) -> bytes:
+        if self._chunk is None:
+            self._chunk = b"\n".join([*self.lines, b""])
+        return self._chunk
+
+    @property
+    def lines(self) -> list[bytes]:
+        if self._lines is None:
+            assert self._chunk is not None
+            self._lines = self._chunk.split(b"\n")
+            self._lines.pop()
+        return self._lines
+
+    def columns(self, paths: tuple[Path, ...]) -> list[list[Any]]:
+        """The values of each path, MISSING where a record has none."""
+        if self._projection is None or not set(paths) <= set(self._projection.paths):
+            self._projection = projection(paths)
+            try:
+                self._structs = self._projection.decode(self.chunk)
+            except msgspec.DecodeError:  # a number no double can hold
+                self._structs = list(map(self._projection.decode_exact, self.lines))
+        assert self._structs is not None
+        return [self._projection.column(self._structs, path) for path in paths]
+
+    def records(self) -> list[dict[str, Any]]:
+        if self._records is None:
+            try:
+                self._records = _decode_records(self.chunk)
+            except msgspec.DecodeError:
+                self._records = list(map(_decode_record_exactly, self.lines))
+        return self._records
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        """The named records in that order; an index may repeat."""
+
+        def pick(items: Sequence[Any]) -> list[Any]:
+            return list(map(items.__getitem__, indices))
+
+        return Batch(
+            len(indices),
+            lines=pick(self.lines),
+            span=self._span,
+            rows=list(indices) if self._rows is None else pick(self._rows),
+            structs=None if self._structs is None else pick(self._structs),
+            projected=self._projection,
+        )
+
+    def without(self, indices: Mapping[int, Any] | set[int]) -> Batch:
+        """All records but these, in order."""
+        return self.take([index for index in range(self.count) if index not in indices])
+
+    def replace(self, changes: Mapping[int, bytes]) -> Batch:
+        """The same records with some lines replaced by others (each one valid JSON object)."""
+        if not changes:
+            return self
+        lines = list(self.lines)
+        for index, line in changes.items():
+            lines[index] = line
+        return Batch(self.count, lines=lines, span=self._span, rows=self._rows)
+
+    def origin(self, index: int) -> Origin | None:
+        """Where record `index` was read; None for a record that a step made or that was spilled in between."""
+        if self._span is None:
+            return None
+        return self._span.origin(index if self._rows is None else self._rows[index])
+
+    def reject(self, index: int, code: str, errors: list[dict[str, Any]]) -> Reject:
+        return Reject(code, errors, self.lines[index], self.origin(index))

@@ -1,0 +1,44 @@
+"""Changing some fields of a record while every other value keeps its bytes.
+
+A record is opened one level at a time: values stay raw bytes until a change needs to go through them, so `1.10`,
+`1e400`, a 30-digit integer or `\\u00e9` beside the change come out as they went in. Space between members is not kept
+in an object that changes, and of duplicate keys the last stays, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from etlcli.core.fields import Path
+
+_open_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
+encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
+def edit(line: bytes, changes: Iterable[tuple[Path, Any]]) -> bytes:
+    """The line with each path set to its value, in order. Missing objects on the way are not made: the parent must be
+    there (KeyError otherwise). A new key goes last. Values are anything JSON can say, or `msgspec.Raw`."""
+    record: dict[str, Any] = _open_object(line)
+    for path, value in changes:
+        target: Any = record
+        for part in path[:-1]:
+            target = _step_into(target, part)
+        if isinstance(target, list):
+            target[int(path[-1])] = value
+        else:
+            target[path[-1]] = value
+    return encode(record)
+
+
+def _step_into(parent: Any, part: str) -> Any:
+    """The child object or array, opened in its parent if it was still raw."""
+    key: Any = int(part) if isinstance(parent, list) else part
+    child = parent[key]
+    if isinstance(child, msgspec.Raw):
+        raw = bytes(child)
+        child = parent[key] = _open_object(raw) if raw.lstrip()[:1] == b"{" else _open_array(raw)
+    return child

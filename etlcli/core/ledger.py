@@ -1,0 +1,70 @@
+"""The counts behind "nothing is lost silently".
+
+Every step balances: in = out + discarded + rejected + absorbed. What one step puts out, the next takes in. The engine counts
+records in and out where they pass; a stage says what it dropped on purpose and why; the policy says what was rejected.
+So a record that a bug loses shows as an imbalance, and the run fails.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from etlcli.errors import LedgerError
+
+
+class StepCount:
+    """One step's counts, in records. `absorbed` are records that live on inside others (a batch, a group)."""
+
+    __slots__ = ("absorbed", "discarded", "received", "rejected", "sent", "step")
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+        self.received = 0
+        self.sent = 0
+        self.discarded: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.absorbed: Counter[str] = Counter()
+
+    def missing(self) -> int:
+        """Records that came in and are accounted for nowhere (negative: came from nowhere). 0 in a right program."""
+        return self.received - self.sent - self.discarded.total() - self.rejected.total() - self.absorbed.total()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "in": self.received,
+            "out": self.sent,
+            "discarded": dict(self.discarded),
+            "rejected": dict(self.rejected),
+            "absorbed": dict(self.absorbed),
+        }
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self.steps: list[StepCount] = []
+
+    def open(self, step: str) -> StepCount:
+        """The counts of the next step, in pipeline order."""
+        self.steps.append(StepCount(step))
+        return self.steps[-1]
+
+    @property
+    def received(self) -> int:
+        """Records the run has read, blank lines not among them."""
+        return self.steps[0].received - self.steps[0].discarded["blank"] if self.steps else 0
+
+    def rejected(self) -> int:
+        return sum(step.rejected.total() for step in self.steps)
+
+    def check(self) -> None:
+        """Raises LedgerError naming the step whose records do not balance."""
+        for step in self.steps:
+            if step.missing():
+                raise LedgerError(f"{abs(step.missing())} records unaccounted for: {step.as_dict()}", where=step.step)
+        for above, below in zip(self.steps, self.steps[1:], strict=False):
+            if above.sent != below.received:
+                raise LedgerError(
+                    f"{above.step} put out {above.sent} records, {below.step} took in {below.received}", where=below.step
+                )

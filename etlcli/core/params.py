@@ -1,0 +1,246 @@
+"""Options, declared once: the command line, the recipe, the man page and the completion all come from here.
+
+A stage declares its options as a class:
+
+    class Params(Declared):
+        by = fields("Fields to sort by, most significant first; a minus sorts descending.", required=True)
+        top = integer("Keep only the first N records.", metavar="N", minimum=1)
+
+`Params(by=("carrier",))` checks and holds the values. The same value may come as text (`--memory 64MiB`) or as a
+YAML value (`memory: 64MiB`, `memory: 67108864`); `Option.parse` takes both and says what is wrong in one sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, cast
+
+_SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3, "m": 1 << 20, "mib": 1 << 20, "mb": 10**6,
+               "g": 1 << 30, "gib": 1 << 30, "gb": 10**9, "t": 1 << 40, "tib": 1 << 40, "tb": 10**12}  # fmt: skip
+_DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+class Option:
+    """One option: its kind, how it is shown, and what a value must be."""
+
+    __slots__ = ("choices", "default", "help", "kind", "metavar", "minimum", "name", "positional", "repeats", "required")
+
+    def __init__(
+        self,
+        kind: str,
+        help: str,
+        *,
+        default: Any = None,
+        required: bool = False,
+        choices: tuple[str, ...] = (),
+        metavar: str = "",
+        minimum: int | None = None,
+        positional: bool = False,
+        repeats: bool = False,
+    ) -> None:
+        self.name = ""
+        self.kind = kind
+        self.help = help
+        self.default = default
+        self.required = required
+        self.choices = choices
+        self.metavar = metavar
+        self.minimum = minimum
+        self.positional = positional
+        self.repeats = repeats
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    def parse(self, value: Any) -> Any:
+        """The value as the stage sees it. Raises ValueError with the reason."""
+        if value is None:
+            return self.default
+        parsed = _PARSERS[self.kind](self, value)
+        if self.minimum is not None and parsed < self.minimum:
+            raise ValueError(f"must be at least {self.minimum}")
+        return parsed
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of the values a recipe may give."""
+        schema = dict(_SCHEMAS[self.kind])
+        if self.choices:
+            schema["enum"] = list(self.choices)
+        if self.minimum is not None and self.kind == "integer":
+            schema["minimum"] = self.minimum
+        return {**schema, "description": self.help}
+
+
+class Declared:
+    """Base of a `Params` class: collects the options a subclass declares and holds one set of values."""
+
+    options: ClassVar[tuple[Option, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        own = []
+        for name, value in list(vars(cls).items()):
+            if isinstance(value, Option):
+                value.name = name
+                own.append(value)
+                delattr(cls, name)
+        cls.options = (*cls.options, *own)
+
+    def __init__(self, **values: Any) -> None:
+        """Raises ValueError naming the option: unknown, missing, or with a value that cannot be."""
+        known = {option.name for option in self.options}
+        for name in values:
+            if name not in known:
+                raise ValueError(f"unknown option {name!r}")
+        for option in self.options:
+            try:
+                parsed = option.parse(values.get(option.name))
+            except ValueError as error:
+                raise ValueError(f"{option.name}: {error}") from None
+            if option.required and parsed in (None, ()):
+                raise ValueError(f"{option.name}: required")
+            setattr(self, option.name, parsed)
+
+    def values(self) -> dict[str, Any]:
+        return {option.name: getattr(self, option.name) for option in self.options}
+
+
+def text(help: str, *, default: str | None = None, required: bool = False, metavar: str = "TEXT",
+         positional: bool = False) -> str:  # fmt: skip
+    return cast(str, Option("text", help, default=default, required=required, metavar=metavar, positional=positional))
+
+
+def path(help: str, *, required: bool = False, metavar: str = "FILE", positional: bool = False) -> str | None:
+    return cast("str | None", Option("path", help, required=required, metavar=metavar, positional=positional))
+
+
+def paths(help: str, *, metavar: str = "FILE", positional: bool = True) -> tuple[str, ...]:
+    return cast("tuple[str, ...]", Option("paths", help, default=(), metavar=metavar, positional=positional, repeats=True))
+
+
+def texts(help: str, *, metavar: str = "TEXT") -> tuple[str, ...]:
+    """Repeatable: once per value on the command line, a list in a recipe."""
+    return cast("tuple[str, ...]", Option("texts", help, default=(), metavar=metavar, repeats=True))
+
+
+def fields(help: str, *, required: bool = False, metavar: str = "FIELDS") -> tuple[str, ...]:
+    """Field paths: comma-separated on the command line, a list or such a text in a recipe."""
+    return cast("tuple[str, ...]", Option("fields", help, default=(), required=required, metavar=metavar))
+
+
+def flag(help: str) -> bool:
+    return cast(bool, Option("flag", help, default=False))
+
+
+def integer(help: str, *, default: int | None = None, metavar: str = "N", minimum: int | None = 0) -> int | None:
+    return cast("int | None", Option("integer", help, default=default, metavar=metavar, minimum=minimum))
+
+
+def size(help: str, *, default: int | None = None, minimum: int = 1) -> int:
+    """Bytes."""
+    return cast(int, Option("size", help, default=default, metavar="SIZE", minimum=minimum))
+
+
+def duration(help: str, *, default: float | None = None) -> float:
+    """Seconds."""
+    return cast(float, Option("duration", help, default=default, metavar="DUR"))
+
+
+def choice(choices: tuple[str, ...], help: str, *, default: str | None = None) -> str:
+    return cast(str, Option("choice", help, default=default, choices=choices, metavar="|".join(choices)))
+
+
+def parse_size(value: Any) -> int:
+    """`64MiB`, `10MB`, `512k` or a number of bytes, in bytes. k, M, G alone are binary, as in GNU tools."""
+    return int(_quantity(value, _SIZE_UNITS, "a size such as 64MiB"))
+
+
+def parse_duration(value: Any) -> float:
+    """`500ms`, `30s`, `2m`, `1h` or a number of seconds, in seconds."""
+    return _quantity(value, _DURATION_UNITS, "a duration such as 30s or 500ms")
+
+
+def format_size(count: int) -> str:
+    for unit, label in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:g}{label}" if count % unit == 0 else f"{count / unit:.1f}{label}"
+    return f"{count}B"
+
+
+def _quantity(value: Any, units: Mapping[str, float], what: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    if match is None or match[2].lower() not in units:
+        raise ValueError(f"expected {what}, not {value!r}")
+    return float(match[1]) * units[match[2].lower()]
+
+
+def _parse_text(option: Option, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, not {value!r}")
+    if "\0" in value:
+        raise ValueError("must not hold a NUL byte")
+    return value
+
+
+def _parse_texts(option: Option, value: Any) -> tuple[str, ...]:
+    items: Iterable[Any] = value if isinstance(value, list | tuple) else [value]
+    return tuple(_parse_text(option, item) for item in items)
+
+
+def _parse_fields(option: Option, value: Any) -> tuple[str, ...]:
+    parts = [part.strip() for item in _parse_texts(option, value) for part in item.split(",")]
+    if not all(parts):
+        raise ValueError("a field name is empty")
+    return tuple(parts)
+
+
+def _parse_flag(option: Option, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected true or false, not {value!r}")
+    return value
+
+
+def _parse_integer(option: Option, value: Any) -> int:
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"expected a whole number, not {value!r}")
+
+
+def _parse_choice(option: Option, value: Any) -> str:
+    if value not in option.choices:
+        raise ValueError(f"expected one of {', '.join(option.choices)}, not {value!r}")
+    return cast(str, value)
+
+
+_PARSERS = {
+    "text": _parse_text,
+    "path": _parse_text,
+    "texts": _parse_texts,
+    "paths": _parse_texts,
+    "fields": _parse_fields,
+    "flag": _parse_flag,
+    "integer": _parse_integer,
+    "size": lambda option, value: parse_size(value),
+    "duration": lambda option, value: parse_duration(value),
+    "choice": _parse_choice,
+}
+
+_LIST = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_SCHEMAS: dict[str, dict[str, Any]] = {
+    "text": {"type": "string"},
+    "path": {"type": "string"},
+    "texts": _LIST,
+    "paths": _LIST,
+    "fields": _LIST,
+    "flag": {"type": "boolean"},
+    "integer": {"type": "integer"},
+    "size": {"type": ["string", "integer"]},
+    "duration": {"type": ["string", "number"]},
+    "choice": {"type": "string"},
+}

@@ -1,0 +1,83 @@
+"""What happens to a rejected record: one policy, the same for every stage.
+
+The order is fixed: retry, then fallback, then `fail`, `skip` or `quarantine`; this module holds the last part and is where
+the first two join. A rejected record never goes on as if nothing had happened.
+
+    fail        the run stops at the first reject
+    skip        counted and logged
+    quarantine  written to a file, durably, before the record counts as handled
+    report      every finding is shown and counted; the run ends with findings (`validate --check`)
+
+`ErrorBudget` bounds what skip and quarantine may swallow. Over it the run fails, and nothing is published.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from etlcli.core.batch import Reject
+from etlcli.core.ledger import Ledger, StepCount
+from etlcli.errors import FindingsError
+
+THEN = ("fail", "skip", "quarantine")
+Handler = Callable[[str, Sequence[Reject]], None]
+"""Takes a step's id and its rejects, and returns when they are handled."""
+
+
+class ErrorBudget:
+    """How many rejects a run may have: a count, or a percentage of the records read; unbounded without."""
+
+    def __init__(self, text: str | int | None = None) -> None:
+        """Takes `100`, `0.1%` or None. Raises ValueError for anything else."""
+        self.text = None if text is None else str(text)
+        self._count: int | None = None
+        self._percent: float | None = None
+        if self.text is None:
+            return
+        if re.fullmatch(r"\d{1,18}", self.text):
+            self._count = int(self.text)
+        elif (match := re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*%", self.text)) and float(match[1]) <= 100:
+            self._percent = float(match[1])
+        else:
+            raise ValueError(f"expected a number of records or a percentage such as 0.1%, not {self.text!r}")
+
+    def check(self, ledger: Ledger, *, finished: bool) -> None:
+        """Raises FindingsError when the rejects so far are over the budget. A percentage is of the whole input, so it
+        is judged when the run has `finished` reading."""
+        rejected = ledger.rejected()
+        over = self._count is not None and rejected > self._count
+        if finished and self._percent is not None:
+            over = rejected * 100 > self._percent * ledger.received
+        if over:
+            raise FindingsError(
+                f"{rejected} of {ledger.received} records rejected, more than the error budget of {self.text}",
+                hint="nothing was published; look at the rejects, or raise --max-errors (errors.max in a recipe)",
+            )
+
+
+class Policy:
+    """Handles one step's rejects."""
+
+    def __init__(self, then: str, handle: Handler, budget: ErrorBudget, ledger: Ledger) -> None:
+        self.then = then
+        self._handle = handle
+        self._budget = budget
+        self._ledger = ledger
+
+    def reject(self, count: StepCount, rejects: Sequence[Reject]) -> None:
+        if not rejects:
+            return
+        if self.then == "fail":
+            first = rejects[0]
+            count.rejected[first.code] += 1
+            raise FindingsError(
+                f"{first.code}: {first.message}",
+                where=f"{first.origin or 'a record'} (step {count.step})",
+                hint="nothing was published; to go on without such records use --on-error skip or quarantine",
+            )
+        self._handle(count.step, rejects)
+        for reject in rejects:
+            count.rejected[reject.code] += 1
+        if self.then != "report":
+            self._budget.check(self._ledger, finished=False)

@@ -1,0 +1,140 @@
+"""What a source, a stage and a sink are.
+
+A stage has two halves. `prepare` is pure: no state, no I/O, any process, any order. `apply` runs in the coordinator, in
+input order, and holds the state. validate and filter are all `prepare`; sort makes keys and sorted runs there and keeps
+them in `apply`. The engine calls
+
+    prepare(batch) -> apply(prepared) -> batches ... then finish() -> batches, once, at the end of input
+
+and counts, routes rejects and closes; a stage knows nothing of files, metrics or the command line. How a stage should
+answer is checked for any stage, also a plug-in's, by `etlcli.testing.contract`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, ClassVar, NamedTuple
+
+from etlcli.core.batch import Batch, Reject
+from etlcli.core.fields import Path
+from etlcli.core.ledger import StepCount
+from etlcli.core.params import Declared
+
+State = dict[str, Any]
+DEFAULT_MEMORY = 512 << 20
+
+
+class Prepared(NamedTuple):
+    """What `prepare` hands to `apply`: the records that go on, those rejected, those dropped by reason, and whatever
+    the stage worked out about them (`extra`)."""
+
+    batch: Batch
+    rejects: Sequence[Reject] = ()
+    discards: dict[str, int] | None = None
+    extra: Any = None
+
+
+class Context:
+    """What the engine gives a step: its counts, its resources and its share of memory.
+
+    `resources` closes what the step opened, in reverse order, however the run ends. `log(level, event, **fields)`
+    writes one line. `reject` puts records through the step's policy; use it in `apply`, `finish`, sources and sinks
+    (`prepare` returns its rejects).
+    """
+
+    def __init__(
+        self,
+        count: StepCount,
+        *,
+        resources: ExitStack,
+        log: Callable[..., None],
+        reject: Callable[[Sequence[Reject]], None],
+        memory: int = DEFAULT_MEMORY,
+        base_dir: str = "",
+        max_line: int = 16 << 20,
+        reads: tuple[Path, ...] = (),
+    ) -> None:
+        self.count = count
+        self.step = count.step
+        self.resources = resources
+        self.log = log
+        self.reject = reject
+        self.memory = memory
+        self.base_dir = base_dir
+        self.max_line = max_line
+        self.reads = reads
+        """Fields the steps after a source want decoded (a source only)."""
+
+    def discard(self, reason: str, count: int) -> None:
+        """`count` records were dropped on purpose."""
+        if count:
+            self.count.discarded[reason] += count
+
+
+class Component:
+    """What sources, stages and sinks share: options, help, examples. All of it is data for the docs and the CLI."""
+
+    Params: ClassVar[type[Declared]] = Declared
+    help: ClassVar[str] = ""
+    """What it does, in a few paragraphs of plain text; the first line is the summary."""
+    examples: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """(command line, what it does): shown in the help and the man page, and run by the tests."""
+
+    def __init__(self, params: Any, ctx: Context) -> None:
+        self.params = params
+        self.ctx = ctx
+
+
+class Source(Component):
+    """Begins a pipeline."""
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches of good records, in order. Rejects and blank lines go through `ctx`; `ctx.count.received` counts
+        every line or item read, whatever becomes of it."""
+        raise NotImplementedError
+
+
+class Stage(Component):
+    """Changes what flows. Subclasses override what they need; as it stands, a stage passes everything on."""
+
+    order: ClassVar[str] = "kept"
+    """`kept`: records leave in the order they came. `made`: the stage decides the order."""
+    scope: ClassVar[str] = "record"
+    """What must be seen together: `record` (any split of the input will do), `all` (the whole input)."""
+    reports: bool = False
+    """Whether this stage, as configured, only reports: its rejects are findings to show, whatever `on_error` says."""
+
+    def __init__(self, params: Any, ctx: Context, state: State | None = None) -> None:
+        """`state` is what `snapshot` returned, in a run that was resumed."""
+        super().__init__(params, ctx)
+
+    def reads(self) -> tuple[Path, ...]:
+        """The fields `prepare` asks the batch for, so that steps can share one decode."""
+        return ()
+
+    def prepare(self, batch: Batch) -> Prepared:
+        return Prepared(batch)
+
+    def apply(self, prepared: Prepared) -> Iterable[Batch]:
+        yield prepared.batch
+
+    def finish(self) -> Iterable[Batch]:
+        """The rest, at the end of input. The same state gives the same output."""
+        return ()
+
+    def snapshot(self) -> State | None:
+        """Small state, as JSON can say it; None for a stage that has none."""
+        return None
+
+
+class Sink(Component):
+    """Ends a pipeline. Nothing it wrote is visible under its final name before `commit`."""
+
+    def write(self, batch: Batch) -> int:
+        """Takes a batch and returns how many of its records it took; it puts the others through `ctx.reject`."""
+        raise NotImplementedError
+
+    def commit(self) -> None:
+        """Everything was written and the run is good: make it durable, then publish it."""
+        raise NotImplementedError

@@ -1,0 +1,93 @@
+"""Serializers. A format is a module with a `Reader`, a `Writer`, or both; `registry.FORMATS` names them.
+
+Readers turn a byte stream into NDJSON lines, as raw chunks for `core.intake` to check: whatever the format, one place decides
+what a good record is. Writers take batches. Both keep the bytes of values they need not understand: a number that
+was `1.10` in the CSV is `1.10` in the JSON and back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple, Protocol
+
+from etlcli.core.batch import Batch, Reject, Span
+from etlcli.errors import UsageError, nearest
+from etlcli.io.compression import without_suffix
+from etlcli.registry import FORMATS
+
+
+class ByteStream(Protocol):
+    """Decompressed bytes. `read` returns at most `size`, what is there now on a pipe, and b"" only at the end."""
+
+    def read(self, size: int) -> bytes: ...
+
+
+class RawChunk(NamedTuple):
+    """Whole NDJSON lines, each with its newline, not yet checked; `span` knows where each line came from."""
+
+    chunk: bytes
+    span: Span
+
+
+class ReadOptions(NamedTuple):
+    """What readers may be told. `log(level, event, **fields)` is for notices (a byte order mark, say)."""
+
+    name: str
+    """The format's own name: `csv` and `tsv` share a module."""
+    path: str
+    """The input's name, for origins and messages."""
+    log: Callable[..., None]
+    types: str = "infer"
+    max_line: int = 16 << 20
+
+
+class Reader(Protocol):
+    """Raises DataError, with the place, when the rest of the stream cannot be read as data."""
+
+    def __init__(self, stream: ByteStream, options: ReadOptions) -> None: ...
+
+    def chunks(self) -> Iterator[RawChunk | Reject]: ...
+
+
+class WriteOptions(NamedTuple):
+    name: str
+    columns: tuple[str, ...] = ()
+    """Field names for formats with columns; by default those of the first record."""
+    header: bool = True
+    """Whether such formats write a header line (not when appending to a file that has one)."""
+
+
+class Writer(Protocol):
+    def __init__(self, out: Callable[[bytes], object], options: WriteOptions) -> None: ...
+
+    def write(self, batch: Batch) -> list[Reject]:
+        """Writes the records it can and returns the others, code `sink_refused`."""
+
+    def close(self) -> None:
+        """Writes what ends the stream (`]` of an array); it does not close the file."""
+
+
+def module(name: str) -> ModuleType:
+    """The module of a format. Raises UsageError with the nearest known name."""
+    if name not in FORMATS:
+        raise UsageError(f"no format is called {name!r}", hint=nearest(name, list(FORMATS)))
+    return import_module(FORMATS[name])
+
+
+_FORMAT_OF_SUFFIX = {
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+}
+
+
+def format_of(path: str) -> str:
+    """The format a file's suffix stands for, a compression suffix aside; NDJSON for any other."""
+    return _FORMAT_OF_SUFFIX.get(os.path.splitext(without_suffix(path))[1].lower(), "ndjson")

@@ -1,0 +1,85 @@
+"""NDJSON: one JSON value on each line. Reading cuts the stream at newlines; the bytes are not looked at here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from etlcli.core.batch import Batch, Origin, Reject, Span
+from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions
+
+CHUNK = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_EXCERPT = 1 << 16
+
+
+class Reader:
+    """Chunks of whole lines, about a MiB, or what there is on a slow pipe. A last line without newline is given one. A line
+    longer than `max_line` is never held: it is skipped to its end and rejected with its first 64 KiB."""
+
+    def __init__(self, stream: ByteStream, options: ReadOptions) -> None:
+        self._stream = stream
+        self._options = options
+        self._line = 1
+        self._offset = 0
+
+    def chunks(self) -> Iterator[RawChunk | Reject]:
+        held: list[bytes] = []
+        size = 0
+        for block in self._blocks():
+            cut = block.rfind(b"\n") + 1
+            if cut:
+                yield self._raw(b"".join([*held, block[:cut]]))
+                held, size = [], 0
+            held.append(block[cut:])
+            size += len(block) - cut
+            if size > self._options.max_line:
+                yield from self._skip(b"".join(held))
+                held, size = [], 0
+        if size:
+            yield self._raw(b"".join([*held, b"\n"]))
+
+    def _blocks(self) -> Iterator[bytes]:
+        """The stream's blocks, pushed-back ones first, a byte order mark at the start dropped."""
+        start = b""
+        while len(start) < len(_BOM) and _BOM.startswith(start) and (block := self._stream.read(CHUNK)):
+            start += block
+        if start.startswith(_BOM):
+            self._options.log("warning", "bom_dropped", path=self._options.path)
+            self._offset = len(_BOM)
+            start = start[len(_BOM) :]
+        self._rest = start
+        while block := self._rest or self._stream.read(CHUNK):
+            self._rest = b""
+            yield block
+
+    def _raw(self, chunk: bytes) -> RawChunk:
+        count = chunk.count(b"\n")
+        span = Span(self._options.path, self._line, self._offset, chunk, count=count)
+        self._line += count
+        self._offset += len(chunk)
+        return RawChunk(chunk, span)
+
+    def _skip(self, start: bytes) -> Iterator[Reject]:
+        size, found = len(start), -1
+        while found < 0 and (block := self._stream.read(CHUNK)):
+            found = block.find(b"\n")
+            size += len(block) if found < 0 else found
+            if found >= 0:
+                self._rest = block[found + 1 :]
+        message = f"a line of {size} bytes, more than --max-line {self._options.max_line}"
+        origin = Origin(self._options.path, self._line, self._offset)
+        yield Reject("line_too_long", [{"message": message}], start[:_EXCERPT], origin)
+        self._line += 1
+        self._offset += size + 1
+
+
+class Writer:
+    def __init__(self, out: Callable[[bytes], object], options: WriteOptions) -> None:
+        self._out = out
+
+    def write(self, batch: Batch) -> list[Reject]:
+        self._out(batch.chunk)
+        return []
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,12 @@
+"""Bytes in and out. Everything that opens, reads, writes, renames or deletes is here.
+
+    inputs.py       paths and stdin -> byte streams
+    compression.py  gzip, bz2, xz, zstd, by magic when reading and by suffix when writing
+    files.py        atomic files: published by rename, or not at all
+    stdout.py       standard output, and what may be wrong with it
+    spill.py        sorted runs on disk, without names
+    handshake.py    two `etl` processes on one pipe: noticing that the upstream did not finish
+    terminal.py     data made safe to show
+
+An `OSError` leaves this package as an `EtlError` that names the path.
+"""

@@ -1,0 +1,127 @@
+"""gzip, bz2, xz and zstd: recognised by their first bytes when reading, by the file's suffix when writing.
+
+Output is reproducible: no time stamp and no name goes into a header.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable
+from typing import IO, Any, Protocol, cast
+
+from etlcli.errors import DataError
+from etlcli.io.inputs import InputStream, Prefixed
+
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+
+
+class Readable(Protocol):
+    def read(self, size: int) -> bytes: ...
+
+
+class Decompressed:
+    """A compressed stream, decompressed. Raises DataError when it is damaged or cut short."""
+
+    def __init__(self, method: str, stream: Readable, path: str) -> None:
+        self._method = method
+        self._path = path
+        self._damage = (EOFError, zlib.error, *_damage_of(method))
+        self._file = _open(method, stream, "rb")
+
+    def read(self, size: int) -> bytes:
+        try:
+            return cast(bytes, self._file.read(size))
+        except self._damage as error:
+            what = "cut short" if isinstance(error, EOFError) else f"damaged ({error})"
+            raise DataError(
+                f"{self._path}: the {self._method} data is {what}", where=self._path,
+                hint="fetch the file again; nothing was published",
+            ) from error  # fmt: skip
+
+
+class Compressed:
+    """Compresses into `write`; `close` ends the compressed stream."""
+
+    def __init__(self, method: str, write: Callable[[bytes], object]) -> None:
+        self._file = _open(method, _Writable(write), "wb")
+
+    def write(self, block: bytes) -> None:
+        self._file.write(block)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Writable:
+    """What compressors want to write to."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+
+    def write(self, block: bytes) -> int:
+        self._write(bytes(block))
+        return len(block)
+
+    def flush(self) -> None:
+        pass
+
+
+def opened(stream: InputStream) -> Readable:
+    """The stream's content, decompressed if it starts like a compressed file."""
+    start = stream.read(1)
+    while start and len(start) < 6 and any(magic.startswith(start) for magic in _MAGIC):
+        more = stream.read(6 - len(start))
+        if not more:
+            break
+        start += more
+    plain = Prefixed(start, stream)
+    for magic, method in _MAGIC.items():
+        if start.startswith(magic):
+            return Decompressed(method, plain, stream.path)
+    return plain
+
+
+def method_of(path: str) -> str | None:
+    """The compression a file's suffix asks for."""
+    return next((method for suffix, method in SUFFIXES.items() if path.endswith(suffix)), None)
+
+
+def without_suffix(path: str) -> str:
+    suffix = next((suffix for suffix in SUFFIXES if path.endswith(suffix)), "")
+    return path.removesuffix(suffix)
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd
+
+
+def _open(method: str, file: Any, mode: str) -> IO[bytes]:
+    if method == "gzip":
+        import gzip
+
+        return cast("IO[bytes]", gzip.GzipFile("", mode, 6, file, 0))
+    if method == "bz2":
+        import bz2
+
+        return cast("IO[bytes]", bz2.BZ2File(file, mode))
+    if method == "xz":
+        import lzma
+
+        return cast("IO[bytes]", lzma.LZMAFile(file, mode))
+    return cast("IO[bytes]", _zstd().ZstdFile(file, mode))
+
+
+def _damage_of(method: str) -> tuple[type[Exception], ...]:
+    if method == "xz":
+        import lzma
+
+        return (lzma.LZMAError,)
+    if method == "zstd":
+        return (_zstd().ZstdError,)
+    return (OSError,)

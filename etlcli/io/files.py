@@ -1,0 +1,216 @@
+"""Atomic files: all of the new content under the name, or what was there before.
+
+The steps are those of any durable store: a temporary file in the same directory, write, fsync, rename, fsync of the
+directory. A run that fails or is interrupted removes its temporary file; one that is killed cannot, so the next run to the
+same target does (a lock on the file tells a dead run's from a live one's).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from contextlib import suppress
+
+from etlcli.errors import CannotCreateError, EtlError, InputOutputError
+
+_SUFFIX = ".etl-tmp"
+
+
+class Output:
+    """Somewhere to write bytes, published by `commit`. `abort` forgets what was not published; after a commit, or a second
+    time, it does nothing."""
+
+    path: str
+
+    def write(self, block: bytes) -> None:
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Make what was written durable, still unpublished."""
+
+    def commit(self) -> None:
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        raise NotImplementedError
+
+
+class AtomicFile(Output):
+    """`path` is replaced at `commit` (mode and, where allowed, owner of an old file are kept); through a symbolic link the
+    link's target is. With `exclusive` the name must be free, now and at `commit`. With `append` the content follows that of
+    the old file, which stays untouched until then.
+
+    Raises CannotCreateError when the directory or the file cannot be made, InputOutputError when the disk is full.
+    """
+
+    def __init__(self, path: str, *, exclusive: bool = False, append: bool = False) -> None:
+        self.path = path
+        self._target = os.path.realpath(path)
+        self._exclusive = exclusive
+        self.last_byte = b""
+        """Of the old content, when appending."""
+        self._directory = os.path.dirname(self._target)
+        if exclusive and os.path.lexists(path):
+            raise _exists(path)
+        try:
+            os.makedirs(self._directory, exist_ok=True)
+            _sweep(self._target)
+            self._temporary = _temporary_name(self._target)
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise CannotCreateError(f"cannot create {path}: {error.strerror}", where=path) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if append:
+                self._copy_old()
+        except BaseException as error:
+            self.abort()
+            if isinstance(error, OSError):
+                raise io_error(error, path) from error
+            raise
+
+    def write(self, block: bytes) -> None:
+        try:
+            write_all(self._fd, block)
+        except OSError as error:
+            raise io_error(error, self.path) from error
+
+    def flush(self) -> None:
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise io_error(error, self.path) from error
+
+    def commit(self) -> None:
+        try:
+            self._take_mode()
+            os.fsync(self._fd)
+            if self._exclusive:
+                # A link fails where a rename would replace a file that came in between.
+                os.link(self._temporary, self._target)
+                os.unlink(self._temporary)
+            else:
+                os.rename(self._temporary, self._target)
+            fsync_directory(self._directory)
+        except FileExistsError:
+            raise _exists(self.path) from None
+        except OSError as error:
+            raise io_error(error, self.path) from error
+        os.close(self._fd)
+        self._fd = -1
+
+    def abort(self) -> None:
+        if self._fd >= 0:
+            with suppress(OSError):
+                os.unlink(self._temporary)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _copy_old(self) -> None:
+        if not os.path.exists(self._target):
+            return
+        with open(self._target, "rb") as old:
+            while block := old.read(1 << 20):
+                write_all(self._fd, block)
+                self.last_byte = block[-1:]
+
+    def _take_mode(self) -> None:
+        try:
+            old = os.stat(self._target)
+        except FileNotFoundError:
+            os.fchmod(self._fd, 0o666 & ~_umask())
+            return
+        with suppress(PermissionError):
+            os.fchown(self._fd, old.st_uid, old.st_gid)
+        os.fchmod(self._fd, stat.S_IMODE(old.st_mode))
+
+
+class SpecialFile(Output):
+    """A device, FIFO or socket that exists: written as it is, since a rename would put a plain file in its place."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CannotCreateError(f"cannot open {path}: {error.strerror}", where=path) from error
+
+    def write(self, block: bytes) -> None:
+        try:
+            write_all(self._fd, block)
+        except OSError as error:
+            raise io_error(error, self.path) from error
+
+    def commit(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def open_output(path: str, *, exclusive: bool = False, append: bool = False) -> Output:
+    """An atomic file, or the special file that is already there."""
+    with suppress(OSError):
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise CannotCreateError(f"{path} is a directory", where=path, hint="name a file in it")
+        if not stat.S_ISREG(mode):
+            return SpecialFile(path)
+    return AtomicFile(path, exclusive=exclusive, append=append)
+
+
+def write_all(fd: int, block: bytes) -> None:
+    """`os.write` may take less than it is given."""
+    written = os.write(fd, block)
+    while written < len(block):
+        written += os.write(fd, memoryview(block)[written:])
+
+
+def io_error(error: OSError, path: str) -> EtlError:
+    """A failed write as an error with the path, and what to do about the usual one."""
+    hint = "free some space or write elsewhere; nothing was published" if error.errno in (28, 122) else ""
+    return InputOutputError(f"cannot write {path}: {error.strerror}", where=path, hint=hint)
+
+
+def fsync_directory(path: str) -> None:
+    fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _temporary_name(target: str) -> str:
+    """Hidden, in the target's directory, at most 255 bytes."""
+    directory, name = os.path.split(target)
+    kept = os.fsdecode(os.fsencode(name)[:200])
+    return os.path.join(directory, f".{kept}.{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}")
+
+
+def _sweep(target: str) -> None:
+    """Remove what killed runs to the same target left."""
+    directory, name = os.path.split(target)
+    start = f".{os.fsdecode(os.fsencode(name)[:200])}."
+    with os.scandir(directory) as entries:
+        stale = [entry.path for entry in entries if entry.name.startswith(start) and entry.name.endswith(_SUFFIX)]
+    for path in stale:
+        with suppress(OSError):
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(fd)
+
+
+def _exists(path: str) -> CannotCreateError:
+    return CannotCreateError(f"{path} exists already", where=path, hint="use --mode replace or append, or another name")
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,74 @@
+"""Noticing, at the lower end of a shell pipe, that the `etl` at the upper end did not finish.
+
+A pipe tells its reader that the writer is gone, never why. Two processes joined by a pipe see the same inode, so the
+writer leaves a marker named after it when it starts and removes the marker when it has finished well. A reader that
+comes to the end of its pipe and finds a marker knows that its input is incomplete. Nothing is put into the stream, and
+a neighbour that is not `etl` sees and needs nothing.
+
+Markers lie in `$XDG_RUNTIME_DIR/etl`, else in a directory of ours under /tmp, mode 0700. One is named
+`<device>-<inode>.<pid>`; a killed writer's stays behind and is swept an hour later, long before the kernel can give its
+inode number to another pipe. Where no such directory can be had, pipes work as they always did.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from contextlib import suppress
+
+_STALE_SECONDS = 3600
+
+
+def announce(fd: int) -> str | None:
+    """Say that this process writes to the pipe `fd`. Returns the marker for `finish`; None if `fd` is no pipe."""
+    with suppress(OSError):
+        pipe = _pipe_name(fd)
+        directory = _directory() if pipe else None
+        if directory:
+            _sweep(directory)
+            marker = f"{directory}/{pipe}.{os.getpid()}"
+            os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            return marker
+    return None
+
+
+def finish(marker: str | None) -> None:
+    """Everything was written: the reader may believe the end of its input. Call it before the pipe is closed."""
+    if marker:
+        with suppress(OSError):
+            os.unlink(marker)
+
+
+def upstream_unfinished(fd: int) -> bool:
+    """Whether a writer announced itself on the pipe `fd` and never finished. Ask at the end of input."""
+    try:
+        pipe, directory = _pipe_name(fd), _directory()
+        return bool(pipe and directory) and any(name.startswith(f"{pipe}.") for name in os.listdir(directory))
+    except OSError:
+        return False
+
+
+def _pipe_name(fd: int) -> str | None:
+    status = os.fstat(fd)
+    return f"{status.st_dev}-{status.st_ino}" if stat.S_ISFIFO(status.st_mode) else None
+
+
+def _directory() -> str | None:
+    """Our directory, made if need be; None when it belongs to somebody else or is open to others."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    directory = f"{runtime}/etl" if runtime and os.path.isdir(runtime) else f"/tmp/etl-{os.geteuid()}"  # noqa: S108
+    with suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+    status = os.lstat(directory)
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    return directory if ours else None
+
+
+def _sweep(directory: str) -> None:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS
+                if old and not os.path.exists(f"/proc/{entry.name.rpartition('.')[2]}"):
+                    os.unlink(entry.path)

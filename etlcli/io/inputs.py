@@ -1,0 +1,122 @@
+"""Paths and stdin as byte streams."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from fcntl import fcntl
+from glob import glob, has_magic
+from select import POLLIN, poll
+
+from etlcli.errors import InputMissingError, InputOutputError
+from etlcli.io.handshake import upstream_unfinished
+
+STDIN = "-"
+PIPE_SIZE = 1 << 20
+_F_SETPIPE_SZ = 1031
+
+
+class InputStream:
+    """A file descriptor to read from. On a pipe `read` returns what is there rather than wait for more, so that records
+    flow as they come, and whole blocks under load."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.path = path
+        self._fd = fd
+        mode = os.fstat(fd).st_mode
+        self.regular = stat.S_ISREG(mode)
+        self._pipe = stat.S_ISFIFO(mode)
+        self._poll: poll | None = None
+        if self._pipe:
+            grow_pipe(fd)
+            self._poll = poll()
+            self._poll.register(fd, POLLIN)
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; b"" at the end. Raises InputOutputError when the disk fails, or when the upstream `etl`
+        on this pipe went away before it had finished."""
+        try:
+            block = os.read(self._fd, size)
+            if self._poll is not None and block:
+                block = self._read_ready(block, size)
+        except OSError as error:
+            raise InputOutputError(f"cannot read {self.path}: {error.strerror}", where=self.path) from error
+        if not block and self._pipe and upstream_unfinished(self._fd):
+            raise InputOutputError(
+                "the etl command upstream in this pipe failed or was killed before it had finished",
+                where=self.path,
+                hint="its records are incomplete, so nothing was published; see its own message",
+            )
+        return block
+
+    def _read_ready(self, block: bytes, size: int) -> bytes:
+        assert self._poll is not None
+        blocks, total = [block], len(block)
+        while total < size:
+            ready = self._poll.poll(0)
+            if not ready or not ready[0][1] & POLLIN:
+                break
+            more = os.read(self._fd, size - total)
+            if not more:
+                break
+            blocks.append(more)
+            total += len(more)
+        return b"".join(blocks)
+
+    def close(self) -> None:
+        if self._fd != 0:
+            os.close(self._fd)
+
+
+class Prefixed:
+    """A stream whose first bytes were already read, to look at them."""
+
+    def __init__(self, prefix: bytes, stream: InputStream) -> None:
+        self._prefix = prefix
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        if self._prefix:
+            block, self._prefix = self._prefix[:size], self._prefix[size:]
+            return block
+        return self._stream.read(size)
+
+
+def grow_pipe(fd: int) -> None:
+    """Ask the kernel for a larger pipe: fewer, larger reads and writes. It may refuse, which costs only speed."""
+    with suppress(OSError):
+        fcntl(fd, _F_SETPIPE_SZ, PIPE_SIZE)
+
+
+def open_input(path: str) -> InputStream:
+    """Raises InputMissingError when the path is not there, may not be read, or is a directory."""
+    if path == STDIN:
+        try:
+            return InputStream(0, "<stdin>")
+        except OSError:
+            raise InputMissingError("standard input is closed", hint="name a file, or pipe records in") from None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputMissingError(f"cannot open {path}: {error.strerror}", where=path) from error
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InputMissingError(f"{path} is a directory", where=path, hint=f"name its files, for example '{path}/*.ndjson'")
+    return InputStream(fd, path)
+
+
+def expand(paths: tuple[str, ...], base_dir: str) -> list[str]:
+    """Paths with their globs expanded, each glob's matches in name order. A name that exists as it stands is no glob.
+    Raises InputMissingError for a glob that matches nothing."""
+    found: list[str] = []
+    for path in paths:
+        full = path if path == STDIN else os.path.join(base_dir, path)
+        if path == STDIN or not has_magic(full) or os.path.lexists(full):
+            found.append(full)
+            continue
+        matches = sorted(match for match in glob(full, recursive=True) if not os.path.isdir(match))
+        if not matches:
+            raise InputMissingError(f"no file matches {full}", where=full)
+        found += matches
+    return found

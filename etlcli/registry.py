@@ -1,0 +1,55 @@
+"""Names, and where they live. Importing this imports nothing else, and listing imports no component.
+
+A name is a subcommand, a recipe's `uses:`, a case folder and a man page at once. A new stage is one file in `stages/`, one
+row here, and its cases.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from etlcli.errors import UsageError, nearest
+
+
+class Entry(NamedTuple):
+    kind: str
+    target: str
+    help: str
+
+
+COMPONENTS: dict[str, Entry] = {
+    "read": Entry("source", "etlcli.connectors.read:Read", "Read files, globs or stdin as records"),
+    "validate": Entry("stage", "etlcli.stages.validate:Validate", "Check records against a JSON Schema"),
+    "sort": Entry("stage", "etlcli.stages.sort:Sort", "Sort records by fields, in bounded memory"),
+    "write": Entry("sink", "etlcli.connectors.write:Write", "Write records to a file, all or nothing"),
+}
+"""Sources, stages and sinks, in the order a pipeline uses them."""
+
+FORMATS: dict[str, str] = {
+    "ndjson": "etlcli.formats.ndjson",
+    "json": "etlcli.formats.json",
+    "csv": "etlcli.formats.csv",
+    "tsv": "etlcli.formats.csv",
+    "yaml": "etlcli.formats.yaml",
+}
+
+COMMANDS: dict[str, Entry] = {
+    "run": Entry("command", "etlcli.cli.run:command", "Run a recipe"),
+    "init": Entry("command", "etlcli.cli.init:command", "Write a sample recipe with real data"),
+}
+
+
+def find(kind: str, name: str) -> Any:
+    """The class behind a name. Raises UsageError with the nearest known name."""
+    entry = COMPONENTS.get(name)
+    if entry is None or entry.kind != kind:
+        known = [known for known, entry in COMPONENTS.items() if entry.kind == kind]
+        raise UsageError(f"no {kind} is called {name!r}", hint=nearest(name, known))
+    return load(entry.target)
+
+
+def load(target: str) -> Any:
+    """The object behind `module:name`."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
