@@ -1,7 +1,7 @@
 """The command line.
 
-    main.py       the `etl` command, lazily grown; the one place where an error becomes an exit code
-    component.py  a source, stage or sink as a subcommand: its options, and the recipe it stands for
-    run.py        `etl run`
-    init.py       `etl init`
+main.py       the `etl` command, lazily grown; the one place where an error becomes an exit code
+component.py  a source, stage or sink as a subcommand: its options, and the recipe it stands for
+run.py        `etl run`
+init.py       `etl init`
 """

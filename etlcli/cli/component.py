@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -18,7 +18,9 @@ from etlcli.observe.logs import FORMATS, LEVELS, Log
 from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import COMPONENTS, load
 
-INPUTS = Option("paths", "Input files; - is stdin, which is also the default.", positional=True, repeats=True, default=())
+INPUTS = Option(
+    "paths", "Input files; - is stdin, which is also the default.", positional=True, repeats=True, default=()
+)
 INPUTS.name = "inputs"
 
 
@@ -138,12 +140,14 @@ def _recipe(name: str, kind: str, values: dict[str, Any]) -> Recipe:
         then = "quarantine"
     own = {option.name: values[option.name] for option in load(COMPONENTS[name].target).Params.options}
     source_own = {option.name: values.get(option.name) for option in _source_options()}
+    steps: tuple[StepSpec, ...] = ()
     if kind == "source":
-        source, steps = step(name, own, then), ()
+        source = step(name, own, then)
     else:
         source = step("read", {**({} if kind == "sink" else source_own), "paths": values.get("inputs", ()),
                                "max_line": values["max_line"]}, then)  # fmt: skip
-        steps = (step(name, own, then),) if kind == "stage" else ()
+        if kind == "stage":
+            steps = (step(name, own, then),)
     sink = step(name, own, then) if kind == "sink" else step("write", {"path": values["output"] or STDIN}, then)
     try:
         budget, memory = ErrorBudget(values["max_errors"]), parse_size(values["memory"])
@@ -159,6 +163,3 @@ def _source_options() -> list[Option]:
 
 def _picked(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names}
-
-
-Runner = Callable[..., None]

@@ -82,10 +82,9 @@ def main() -> NoReturn:
     _install_signals()
     try:
         code = _run()
-    except BrokenPipeError:
-        finish(marker)  # the reader has gone and will not ask
-        _die_by(signal.SIGPIPE)
     except Interrupted as stop:
+        if stop.signum == signal.SIGPIPE:
+            finish(marker)  # the reader has gone and will not ask
         _die_by(stop.signum)
     except EtlError as error:
         _say(error)
@@ -103,6 +102,8 @@ def _run() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except SystemExit:  # click's way with a closed pipe
+        raise Interrupted(signal.SIGPIPE) from None
     except click.Abort:
         raise Interrupted(signal.SIGINT) from None
     except MemoryError:
@@ -153,7 +154,7 @@ def _exit(code: int) -> NoReturn:
 def _say(error: EtlError) -> None:
     from etlcli.io.terminal import safe
 
-    where = f"{error.where}: " if error.where and not error.message.startswith(error.where) else ""
+    where = f"{error.where}: " if error.where and error.where not in error.message else ""
     lines = [f"etl: {safe(where + error.message)}", *([f"     {safe(error.hint)}"] if error.hint else [])]
     with suppress(OSError):
         os.write(2, ("\n".join(lines) + "\n").encode(errors="backslashreplace"))

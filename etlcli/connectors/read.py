@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import projection
 from etlcli.core.intake import DEFAULT_MAX_LINE, parse
 from etlcli.core.stage import Context, Source
-from etlcli.formats import RawChunk, Reader, ReadOptions, format_of, module
+from etlcli.formats import Reader, ReadOptions, format_of, module
 from etlcli.io.compression import opened
 from etlcli.io.inputs import STDIN, InputStream, expand, open_input
 from etlcli.registry import FORMATS
+
 
 class Read(Source):
     """Inputs are read one after another, in the order given. Compression is recognised by content."""
@@ -40,7 +41,9 @@ CSV is 1.10 in the JSON."""
             "CSV and TSV cells: infer makes JSON numbers, true, false and (empty) null; string leaves all as text.",
             default="infer",
         )
-        max_line = params.size("Longest line or record that is read; longer ones are rejected.", default=DEFAULT_MAX_LINE)
+        max_line = params.size(
+            "Longest line or record that is read; longer ones are rejected.", default=DEFAULT_MAX_LINE
+        )
 
     def __init__(self, params: Any, ctx: Context) -> None:
         super().__init__(params, ctx)
@@ -71,8 +74,7 @@ CSV is 1.10 in the JSON."""
                 count.received += 1
                 self.ctx.reject([item])
                 continue
-            raw = cast(RawChunk, item)
-            batch, rejects, blank = parse(raw.chunk, raw.span, project, self.params.max_line)
+            batch, rejects, blank = parse(item.chunk, item.span, project, self.params.max_line)
             count.received += len(batch) + len(rejects) + blank
             self.ctx.discard("blank", blank)
             self.ctx.reject(rejects)

@@ -206,7 +206,9 @@ def component(value: Any, field: str) -> str:
     if value is None or value is MISSING:
         raise ValueError(f"the field {field} names the file, but it is {'null' if value is None else 'missing'}")
     if isinstance(value, list | dict):
-        raise ValueError(f"the field {field} names the file, but it is {'an array' if isinstance(value, list) else 'an object'}")
+        raise ValueError(
+            f"the field {field} names the file, but it is {'an array' if isinstance(value, list) else 'an object'}"
+        )
     raw = value.encode() if isinstance(value, str) else encode(value)
     text = _UNSAFE_BYTES.sub(lambda match: b"%%%02X" % match[0][0], raw).decode()
     if set(text) <= {"."}:
@@ -219,7 +221,7 @@ def _bounded(name: str) -> str:
     if len(name.encode()) <= _NAME_LIMIT:
         return name
     digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
-    stem, dot, suffix = name.rpartition(".")
+    _, dot, suffix = name.rpartition(".")
     tail = f"~{digest}.{suffix}" if dot and len(suffix) < 20 else f"~{digest}"
     return name.encode()[: _NAME_LIMIT - len(tail.encode())].decode(errors="ignore") + tail
 
@@ -229,11 +231,15 @@ def _continue(output: AtomicFile, path: str, name: str, columns: tuple[str, ...]
     if not output.last_byte:
         return columns, True
     if name == "json":
-        raise UsageError(f"cannot append to {path}: a JSON array ends where it ends", hint="use .ndjson, or --mode replace")
+        raise UsageError(
+            f"cannot append to {path}: a JSON array ends where it ends", hint="use .ndjson, or --mode replace"
+        )
     if name in ("csv", "tsv"):
         old = _header(path, name)
         if columns and columns != old:
-            raise DataError(f"{path} has the columns {', '.join(old)}", where=path, hint="leave --columns out to append")
+            raise DataError(
+                f"{path} has the columns {', '.join(old)}", where=path, hint="leave --columns out to append"
+            )
         columns = old
     if method_of(path) is None and output.last_byte != b"\n":
         output.write(b"\n")

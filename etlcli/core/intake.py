@@ -79,7 +79,9 @@ def _parse_lines(chunk: bytes, span: Span, project: Projection, max_line: int) -
         else:
             lines.append(line)
             rows.append(row)
-    return Intake(Batch(len(lines), lines=lines, span=span, rows=rows, structs=structs, projected=project), rejects, blank)
+    return Intake(
+        Batch(len(lines), lines=lines, span=span, rows=rows, structs=structs, projected=project), rejects, blank
+    )
 
 
 class _Bad(Exception):

@@ -1,7 +1,7 @@
 """The counts behind "nothing is lost silently".
 
-Every step balances: in = out + discarded + rejected + absorbed. What one step puts out, the next takes in. The engine counts
-records in and out where they pass; a stage says what it dropped on purpose and why; the policy says what was rejected.
+Every step balances: in = out + discarded + rejected + absorbed. What one step puts out, the next takes in. The engine
+counts records in and out where they pass; a stage says what it dropped on purpose and why; the policy says what was rejected.
 So a record that a bug loses shows as an imbalance, and the run fails.
 """
 
@@ -66,5 +66,6 @@ class Ledger:
         for above, below in zip(self.steps, self.steps[1:], strict=False):
             if above.sent != below.received:
                 raise LedgerError(
-                    f"{above.step} put out {above.sent} records, {below.step} took in {below.received}", where=below.step
+                    f"{above.step} put out {above.sent} records, {below.step} took in {below.received}",
+                    where=below.step,
                 )

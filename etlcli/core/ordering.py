@@ -1,8 +1,9 @@
 """Keys that sort as the values do: any JSON values in, bytes out, to be compared with memcmp.
 
 The order across types: false, true, numbers, strings (by code point), arrays, objects. Integers of any size compare
-exactly, numbers with a fraction or exponent as doubles (beyond their range exactly): 1 = 1.0, and 2**53 + 1 is not 2**53. Arrays compare element by element, objects as their members
-sorted by name. Null and missing are equal to each other and stand outside the order: last, or first, in both directions.
+exactly, numbers with a fraction or exponent as doubles (beyond their range exactly): 1 = 1.0, and 2**53 + 1 is not
+2**53. Arrays compare element by element, objects as their members sorted by name. Null and missing are equal to each
+other and stand outside the order: last, or first, in both directions.
 
 Encoding of one value, after the idea of FoundationDB's tuple layer: a type byte, then a self-delimiting body. Numbers are
 the sign, the nearest double's bits (inverted for negatives), then what the double left out, usually nothing.
@@ -61,7 +62,7 @@ class KeyMaker:
         return encoded[0] if len(encoded) == 1 else list(map(b"".join, zip(*encoded, strict=True)))
 
     def _column(self, column: list[Any], kinds: set[type], descending: bool) -> list[bytes]:
-        if kinds <= {int, float} and column and -_EXACT_INT < min(column) and max(column) < _EXACT_INT:
+        if kinds <= {int, float} and column and min(column) > -_EXACT_INT and max(column) < _EXACT_INT:
             return _pack_numbers(column, descending)
         return [self._encode_value(value, descending) for value in column]
 
@@ -169,4 +170,3 @@ def order_of(keys: list[bytes]) -> list[int]:
     for pile, index in zip(map(piles.__getitem__, keys), range(len(keys)), strict=True):
         pile.append(index)
     return [index for pile in piles.values() for index in pile]
-

@@ -25,7 +25,18 @@ _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 class Option:
     """One option: its kind, how it is shown, and what a value must be."""
 
-    __slots__ = ("choices", "default", "help", "kind", "metavar", "minimum", "name", "positional", "repeats", "required")
+    __slots__ = (
+        "choices",
+        "default",
+        "help",
+        "kind",
+        "metavar",
+        "minimum",
+        "name",
+        "positional",
+        "repeats",
+        "required",
+    )
 
     def __init__(
         self,
@@ -60,7 +71,7 @@ class Option:
         if value is None:
             return self.default
         parsed = _PARSERS[self.kind](self, value)
-        if self.minimum is not None and parsed < self.minimum:
+        if self.minimum is not None and cast(int, parsed) < self.minimum:
             raise ValueError(f"must be at least {self.minimum}")
         return parsed
 
@@ -117,7 +128,9 @@ def path(help: str, *, required: bool = False, metavar: str = "FILE", positional
 
 
 def paths(help: str, *, metavar: str = "FILE", positional: bool = True) -> tuple[str, ...]:
-    return cast("tuple[str, ...]", Option("paths", help, default=(), metavar=metavar, positional=positional, repeats=True))
+    return cast(
+        "tuple[str, ...]", Option("paths", help, default=(), metavar=metavar, positional=positional, repeats=True)
+    )
 
 
 def texts(help: str, *, metavar: str = "TEXT") -> tuple[str, ...]:

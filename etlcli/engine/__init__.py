@@ -1,5 +1,5 @@
 """How stages are run: the same way for a subcommand and a recipe.
 
-    pipeline.py    builds the components and pulls batches through them
-    quarantine.py  the file of rejected records
+pipeline.py    builds the components and pulls batches through them
+quarantine.py  the file of rejected records
 """

@@ -106,7 +106,9 @@ class Pipeline:
         """One file for all steps, opened when the first step that may need it is built."""
         if not hasattr(self, "_quarantine_file"):
             if not self.recipe.quarantine:
-                raise UsageError("on_error: quarantine needs a file", hint="name it with --quarantine (errors.quarantine)")
+                raise UsageError(
+                    "on_error: quarantine needs a file", hint="name it with --quarantine (errors.quarantine)"
+                )
             self._quarantine_file = resources.enter_context(Quarantine(self.recipe, self.run_id))
         return self._quarantine_file
 

@@ -34,7 +34,9 @@ class Quarantine:
             self._new = not os.path.exists(self._path)
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise CannotCreateError(f"cannot open the quarantine {self._path}: {error.strerror}", where=self._path) from error
+            raise CannotCreateError(
+                f"cannot open the quarantine {self._path}: {error.strerror}", where=self._path
+            ) from error
         self._written = False
 
     def __enter__(self) -> Quarantine:

@@ -1,7 +1,7 @@
 """Serializers. A format is a module with a `Reader`, a `Writer`, or both; `registry.FORMATS` names them.
 
-Readers turn a byte stream into NDJSON lines, as raw chunks for `core.intake` to check: whatever the format, one place decides
-what a good record is. Writers take batches. Both keep the bytes of values they need not understand: a number that
+Readers turn a byte stream into NDJSON lines, as raw chunks for `core.intake` to check: whatever the format, one place
+decides what a good record is. Writers take batches. Both keep the bytes of values they need not understand: a number that
 was `1.10` in the CSV is `1.10` in the JSON and back.
 """
 

@@ -27,12 +27,12 @@ class Decompressed:
     def __init__(self, method: str, stream: Readable, path: str) -> None:
         self._method = method
         self._path = path
-        self._damage = (EOFError, zlib.error, *_damage_of(method))
+        self._damage: tuple[type[BaseException], ...] = (EOFError, zlib.error, *_damage_of(method))
         self._file = _open(method, stream, "rb")
 
     def read(self, size: int) -> bytes:
         try:
-            return cast(bytes, self._file.read(size))
+            return self._file.read(size)
         except self._damage as error:
             what = "cut short" if isinstance(error, EOFError) else f"damaged ({error})"
             raise DataError(
@@ -101,7 +101,7 @@ def _zstd() -> Any:
     return zstd
 
 
-def _open(method: str, file: Any, mode: str) -> IO[bytes]:
+def _open(method: str, file: Any, mode: Any) -> IO[bytes]:
     if method == "gzip":
         import gzip
 

@@ -57,7 +57,7 @@ def _pipe_name(fd: int) -> str | None:
 def _directory() -> str | None:
     """Our directory, made if need be; None when it belongs to somebody else or is open to others."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    directory = f"{runtime}/etl" if runtime and os.path.isdir(runtime) else f"/tmp/etl-{os.geteuid()}"  # noqa: S108
+    directory = f"{runtime}/etl" if runtime and os.path.isdir(runtime) else f"/tmp/etl-{os.geteuid()}"
     with suppress(FileExistsError):
         os.mkdir(directory, 0o700)
     status = os.lstat(directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
-from fcntl import fcntl
+from fcntl import F_GETFL, fcntl
 from glob import glob, has_magic
 from select import POLLIN, poll
 
@@ -92,17 +92,18 @@ def grow_pipe(fd: int) -> None:
 def open_input(path: str) -> InputStream:
     """Raises InputMissingError when the path is not there, may not be read, or is a directory."""
     if path == STDIN:
-        try:
-            return InputStream(0, "<stdin>")
-        except OSError:
-            raise InputMissingError("standard input is closed", hint="name a file, or pipe records in") from None
+        if fcntl(0, F_GETFL) & os.O_ACCMODE == os.O_WRONLY:  # the stand-in of a closed descriptor
+            raise InputMissingError("standard input is closed", hint="name a file, or pipe records in")
+        return InputStream(0, "<stdin>")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise InputMissingError(f"cannot open {path}: {error.strerror}", where=path) from error
     if stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)
-        raise InputMissingError(f"{path} is a directory", where=path, hint=f"name its files, for example '{path}/*.ndjson'")
+        raise InputMissingError(
+            f"{path} is a directory", where=path, hint=f"name its files, for example '{path}/*.ndjson'"
+        )
     return InputStream(fd, path)
 
 

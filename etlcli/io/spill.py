@@ -84,4 +84,4 @@ class SpillFile:
 
 def spill_directory(chosen: str | None) -> str:
     """`chosen`, else TMPDIR, else /tmp, as sort(1) has it."""
-    return chosen or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
+    return chosen or os.environ.get("TMPDIR") or "/tmp"

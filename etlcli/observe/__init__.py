@@ -1,4 +1,4 @@
 """What a run says about itself.
 
-    logs.py   one line an event on stderr, the same fields in every format
+logs.py   one line an event on stderr, the same fields in every format
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -48,10 +49,8 @@ class Log:
 
     def _write(self, level: str, event: str, fields: dict[str, Any]) -> None:
         line = _console(level, event, fields) if self._format == "console" else self._timed(level, event, fields)
-        try:
+        with suppress(OSError):  # nobody can be told
             os.write(2, line.encode(errors="backslashreplace") + b"\n")
-        except OSError:
-            pass  # nobody can be told
 
     def _timed(self, level: str, event: str, fields: dict[str, Any]) -> str:
         from datetime import UTC, datetime
@@ -67,7 +66,9 @@ class Log:
 
 def _console(level: str, event: str, fields: dict[str, Any]) -> str:
     place = ":".join(str(fields[name]) for name in ("path", "line") if fields.get(name) is not None)
-    rest = {name: value for name, value in fields.items() if name not in ("path", "line", "offset") and value is not None}
+    rest = {
+        name: value for name, value in fields.items() if name not in ("path", "line", "offset") and value is not None
+    }
     parts = [f"etl: {level}:", event.replace("_", " "), *([_safe(place)] if place else [])]
     return " ".join([*parts, *(f"{name}={_logfmt(value)}" for name, value in rest.items())])
 

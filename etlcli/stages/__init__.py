@@ -1,1 +1,1 @@
-"""Stages, one file each. A stage's file name is its subcommand, its `uses:` name in a recipe, its case folder and its man page."""
+"""Stages. A stage's file name is its subcommand, its `uses:` name in a recipe, its case folder and its man page."""

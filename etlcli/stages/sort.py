@@ -117,7 +117,7 @@ that nothing can be left behind."""
         if index is not None:
             origin = batch.origin(index)
             raise FindingsError(
-                f"out of order at {origin or 'a record'}: not sorted by {','.join(self.params.by)}",
+                f"{origin or 'a record'} is out of order: not sorted by {','.join(self.params.by)}",
                 where=str(origin or ""),
                 hint="sort it with: etl sort --by=" + ",".join(self.params.by),
             )
@@ -146,7 +146,7 @@ that nothing can be left behind."""
         first_is_free = strict and self._last is None
         self._last = keys[-1]
         for index, (one, other) in enumerate(zip(before, keys, strict=True)):
-            if other < one or strict and other == one and not (first_is_free and index == 0):
+            if other < one or (strict and other == one and not (first_is_free and index == 0)):
                 return index
         return None
 
@@ -155,7 +155,7 @@ that nothing can be left behind."""
     def _make_room(self) -> None:
         if self.params.top and self._cut_to_top():
             return
-        keys, lines = self._take_buffer()
+        _, lines = self._take_buffer()
         if self._spill is None:
             self._spill = SpillFile(spill_directory(self.params.temp_dir))
             self.ctx.resources.callback(self._spill.close)

@@ -1,0 +1,72 @@
+"""`etl run`: a recipe, from reading it to the last count."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from etlcli.cli.component import examples_text, log_options, run_recipe
+from etlcli.engine.pipeline import Pipeline
+from etlcli.io.terminal import safe
+from etlcli.observe.logs import Log
+from etlcli.recipe.load import load_recipe
+from etlcli.recipe.model import Recipe, StepSpec
+
+_HELP = """Run the pipeline that a recipe describes.
+
+A recipe names a source, steps and a sink; each uses one of the other commands, with that command's options as keys (--by is
+by, --max-line is max_line). Paths in it are relative to the recipe. The output is published when the whole run was
+good, and only then.
+
+--set changes a value for this run: a path of keys, steps by their id, and a YAML value."""
+
+EXAMPLES = (
+    ("etl run recipe.yaml", "run it"),
+    ("etl run recipe.yaml --dry-run", "check the recipe, its schemas and inputs, and show the plan"),
+    ("etl run recipe.yaml --set sink.with.path=today.csv --set 'errors.max=100'", "with other values"),
+)
+
+
+def run(recipe: str, settings: tuple[str, ...], dry_run: bool, log_level: str, log_format: str, stats: bool) -> None:
+    resolved = load_recipe(recipe, settings)
+    if not dry_run:
+        run_recipe(resolved, log_level=log_level, log_format=log_format, stats=stats)
+        return
+    Pipeline(resolved, Log(log_level or resolved.log_level, log_format)).check()
+    sys.stdout.write(safe_lines(plan(resolved)))
+
+
+def plan(recipe: Recipe) -> list[str]:
+    """The resolved recipe, a line each step."""
+    lines = [f"recipe {recipe.name} is good; nothing was run"]
+    for kind, spec in [("source", recipe.source), *(("step", step) for step in recipe.steps), ("sink", recipe.sink)]:
+        lines.append(f"  {kind:6} {spec.id}: {spec.uses} {_options(spec)} on_error={spec.then}")
+    quarantine = f", quarantine {recipe.quarantine}" if recipe.quarantine else ""
+    lines.append(f"  errors max={recipe.budget.text or 'unbounded'}{quarantine}")
+    return lines
+
+
+def safe_lines(lines: list[str]) -> str:
+    return "".join(safe(line) + "\n" for line in lines)
+
+
+def _options(spec: StepSpec) -> str:
+    defaults = {option.name: option.default for option in type(spec.params).options}
+    given = {name: value for name, value in spec.params.values().items() if value != defaults[name]}
+    return " ".join(f"{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in given.items())
+
+
+command = click.Command(
+    "run",
+    callback=run,
+    help=_HELP,
+    epilog=examples_text(EXAMPLES),
+    params=[
+        click.Argument(["recipe"], metavar="RECIPE"),
+        click.Option(["--set", "settings"], multiple=True, metavar="PATH=VALUE", help="Change a value for this run."),
+        click.Option(["--dry-run"], is_flag=True, help="Check everything and show the plan; read and write no record."),
+        click.Option(["--stats"], is_flag=True, help="Print the counts of every step as JSON on stderr."),
+        *log_options(),
+    ],
+)

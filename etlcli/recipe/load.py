@@ -1,0 +1,252 @@
+"""A recipe's YAML, checked and resolved.
+
+Every error is a RecipeError that says file, line and column, and for a mistyped name the nearest known one. References such
+as `${param.day}` are resolved after parsing, as values, so that no text can turn into structure; a missing one is an
+error. The components' own `Params` decide what `with:` may hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from etlcli.core.params import parse_size
+from etlcli.core.policy import THEN, ErrorBudget
+from etlcli.core.stage import DEFAULT_MEMORY, Component
+from etlcli.errors import InputMissingError, RecipeError, nearest
+from etlcli.formats.yaml12 import Node, YamlError, load
+from etlcli.observe.logs import LEVELS
+from etlcli.recipe.model import Recipe, StepSpec
+from etlcli.registry import COMPONENTS
+from etlcli.registry import load as load_target
+
+MAX_BYTES = 1 << 20
+VERSION = 1
+_TOP = ("version", "name", "params", "source", "steps", "sink", "runtime", "errors", "logging")
+_REFERENCE = re.compile(r"\$\{([^}]*)\}")
+_PARAM_TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+
+
+def load_recipe(path: str, settings: Iterable[str] = ()) -> Recipe:
+    """The recipe in `path`, with each `--set` setting (`sink.with.path=out.csv`) put in place first.
+
+    Raises InputMissingError when the file cannot be read, RecipeError for everything that is wrong in it.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputMissingError(f"cannot open {path}: {error.strerror}", where=path) from error
+    return _Loader(path, text).recipe(settings)
+
+
+class _Loader:
+    def __init__(self, path: str, text: bytes) -> None:
+        self._path = path
+        self._digest = hashlib.sha256(text).hexdigest()
+        self._params: dict[str, Any] = {}
+        try:
+            self._root = load(text, name=path, max_bytes=MAX_BYTES)
+        except YamlError as error:
+            raise RecipeError(error.message, where=f"{path}:{error.line}:{error.column}") from None
+
+    def recipe(self, settings: Iterable[str]) -> Recipe:
+        for setting in settings:
+            self._set(setting)
+        top = self._section(self._root, _TOP, "the recipe", required=("version", "source", "sink"))
+        if self._plain(top["version"]) != VERSION:
+            raise self._error(top["version"], f"version must be {VERSION}")
+        self._params = self._read_params(top.get("params"))
+        errors = self._section(top.get("errors"), ("max", "quarantine"), "errors")
+        runtime = self._section(top.get("runtime"), ("memory",), "runtime")
+        logging = self._section(top.get("logging"), ("level",), "logging")
+        name = self._text(top.get("name"), os.path.splitext(os.path.basename(self._path))[0])
+        steps = self._steps(top.get("steps"))
+        return Recipe(
+            name,
+            self._component(top["source"], "source"),
+            steps,
+            self._component(top["sink"], "sink"),
+            self._parsed(errors.get("max"), ErrorBudget, None),
+            self._text(errors.get("quarantine"), None),
+            base_dir=os.path.dirname(os.path.abspath(self._path)),
+            memory=self._parsed(runtime.get("memory"), parse_size, DEFAULT_MEMORY),
+            log_level=self._level(logging.get("level")),
+            digest=self._digest,
+        )
+
+    # -- sections -----------------------------------------------------------------------------------------------------
+
+    def _steps(self, node: Node | None) -> tuple[StepSpec, ...]:
+        if node is None:
+            return ()
+        if not isinstance(node.value, list):
+            raise self._error(node, "steps must be a list")
+        steps = [self._component(item, "stage") for item in node.value]
+        seen: set[str] = {"source", "sink"}
+        for item, step in zip(node.value, steps, strict=True):
+            if step.id in seen:
+                raise self._error(item, f"the id {step.id!r} is taken", hint="give each step an id of its own")
+            seen.add(step.id)
+        return tuple(steps)
+
+    def _component(self, node: Node, kind: str) -> StepSpec:
+        known = ("id", "uses", "with", "on_error") if kind == "stage" else ("uses", "with", "on_error")
+        section = self._section(node, known, f"a {kind}", required=("uses",))
+        uses = self._text(section["uses"], None)
+        names = [name for name, entry in COMPONENTS.items() if entry.kind == kind]
+        if uses not in names:
+            raise self._error(section["uses"], f"no {kind} is called {uses!r}", hint=nearest(str(uses), names))
+        on_error = self._section(section.get("on_error"), ("then",), "on_error")
+        then = self._text(on_error.get("then"), "fail")
+        if then not in THEN:
+            raise self._error(on_error["then"], f"then must be one of {', '.join(THEN)}, not {then!r}")
+        id = self._text(section.get("id"), uses if kind == "stage" else kind)
+        return StepSpec(id, uses, self._options(uses, section.get("with"), node), then)
+
+    def _options(self, uses: str, node: Node | None, parent: Node) -> Any:
+        component: type[Component] = load_target(COMPONENTS[uses].target)
+        options = component.Params.options
+        section = self._section(node, tuple(option.name for option in options), f"{uses}'s with")
+        for option in options:
+            if option.name in section:
+                self._parsed(section[option.name], option.parse, None)
+            elif option.required:
+                raise self._error(node or parent, f"{uses} needs the option {option.name!r}")
+        return component.Params(**{name: self._plain(value) for name, value in section.items()})
+
+    def _read_params(self, node: Node | None) -> dict[str, Any]:
+        values = {}
+        for name, spec in self._section(node, None, "params").items():
+            section = self._section(spec, ("type", "default"), f"the parameter {name}")
+            type_name = self._text(section.get("type"), "string")
+            if type_name not in _PARAM_TYPES:
+                raise self._error(section["type"], f"type must be one of {', '.join(_PARAM_TYPES)}, not {type_name!r}")
+            if "default" not in section:
+                raise self._error(spec, f"the parameter {name} has no value",
+                                  hint=f"give it a default, or --set params.{name}.default=...")  # fmt: skip
+            value = self._plain(section["default"])
+            fits = isinstance(value, _PARAM_TYPES[type_name])
+            if not fits or (type_name in ("integer", "number") and isinstance(value, bool)):
+                raise self._error(section["default"], f"the parameter {name} must be of type {type_name}")
+            values[name] = value
+        return values
+
+    def _level(self, node: Node | None) -> str:
+        level = self._text(node, "warning")
+        if node is not None and level not in LEVELS:
+            raise self._error(node, f"level must be one of {', '.join(LEVELS)}, not {level!r}")
+        return str(level)
+
+    # -- values -------------------------------------------------------------------------------------------------------
+
+    def _section(
+        self, node: Node | None, known: tuple[str, ...] | None, what: str, required: tuple[str, ...] = ()
+    ) -> Mapping[str, Node]:
+        """The members of a mapping, its keys checked; none if the node is missing or empty."""
+        if node is None or (node.value is None and not required):
+            return {}
+        if not isinstance(node.value, dict):
+            raise self._error(node, f"{what} must be a mapping")
+        for key in node.value:
+            if known is not None and key not in known:
+                line, column = node.key_marks[key]
+                raise RecipeError(f"{what} has no key {key!r}", where=f"{self._path}:{line}:{column}",
+                                  hint=nearest(key, known))  # fmt: skip
+        for key in required:
+            if key not in node.value:
+                raise self._error(node, f"{what} needs the key {key!r}")
+        return node.value
+
+    def _text(self, node: Node | None, default: Any) -> Any:
+        if node is None:
+            return default
+        value = self._plain(node)
+        if not isinstance(value, str) or not value:
+            raise self._error(node, f"expected text, not {value!r}")
+        return value
+
+    def _parsed(self, node: Node | None, parse: Any, default: Any) -> Any:
+        try:
+            return parse(default if node is None else self._plain(node))
+        except ValueError as error:
+            assert node is not None
+            raise self._error(node, str(error)) from None
+
+    def _plain(self, node: Node) -> Any:
+        """The node's value with its references resolved."""
+        if isinstance(node.value, dict):
+            return {key: self._plain(value) for key, value in node.value.items()}
+        if isinstance(node.value, list):
+            return [self._plain(value) for value in node.value]
+        value = node.plain()
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        whole = _REFERENCE.fullmatch(value)
+        if whole:
+            return self._resolve(node, whole[1])
+        return _REFERENCE.sub(lambda match: str(self._resolve(node, match[1])), value)
+
+    def _resolve(self, node: Node, reference: str) -> Any:
+        kind, _, name = reference.partition(".")
+        if kind == "env":
+            if name in os.environ:
+                return os.environ[name]
+            raise self._error(node, f"the environment variable {name} is not set")
+        if kind == "param":
+            if name in self._params:
+                return self._params[name]
+            raise self._error(node, f"no parameter is called {name!r}", hint=nearest(name, tuple(self._params)))
+        raise self._error(node, f"cannot resolve ${{{reference}}}", hint="write ${env.NAME} or ${param.name}")
+
+    def _set(self, setting: str) -> None:
+        """Puts one `path=value` into the tree; steps are found by id or by number."""
+        path, equals, text = setting.partition("=")
+        try:
+            value = load(text.encode(), name="--set", max_bytes=MAX_BYTES)
+        except YamlError as error:
+            raise RecipeError(f"--set {setting}: {error.message}") from None
+        parts = path.split(".")
+        if not equals or not all(parts):
+            raise RecipeError(
+                f"--set {setting!r} is not path=value", hint="for example --set sink.with.path=out.ndjson"
+            )
+        node = self._root
+        for part in parts[:-1]:
+            node = self._child(node, part, setting)
+        if isinstance(node.value, list):
+            node.value[self._index(node, parts[-1], setting)] = value
+        elif isinstance(node.value, dict):
+            node.value[parts[-1]] = value
+            node.key_marks.setdefault(parts[-1], (node.line, node.column))
+        else:
+            raise RecipeError(f"--set {setting}: {'.'.join(parts[:-1])} holds a value, not keys")
+
+    def _child(self, node: Node, part: str, setting: str) -> Node:
+        if isinstance(node.value, list):
+            child: Node = node.value[self._index(node, part, setting)]
+            return child
+        if node.value is None:
+            node.value = {}
+        if not isinstance(node.value, dict):
+            raise RecipeError(f"--set {setting}: there is nothing below {part!r}")
+        if part not in node.value:
+            node.value[part] = Node({}, node.line, node.column)
+            node.key_marks[part] = (node.line, node.column)
+        found: Node = node.value[part]
+        return found
+
+    def _index(self, node: Node, part: str, setting: str) -> int:
+        ids = []
+        for index, item in enumerate(node.value):
+            value = item.value if isinstance(item.value, dict) else {}
+            ids.append(str((value.get("id") or value.get("uses") or item).plain()))
+            if part in (ids[-1], str(index)):
+                return index
+        raise RecipeError(f"--set {setting}: no step is called {part!r}", hint=nearest(part, tuple(ids)))
+
+    def _error(self, node: Node, message: str, hint: str = "") -> RecipeError:
+        return RecipeError(message, where=f"{self._path}:{node.line}:{node.column}", hint=hint)
