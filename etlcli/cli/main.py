@@ -89,6 +89,13 @@ def main() -> NoReturn:
     except EtlError as error:
         _say(error)
         code = error.exit_code
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        bug = EtlError(f"internal error: {error!r}", hint="this is a bug in etl or a plug-in; nothing was published")
+        _say(bug)
+        code = bug.exit_code
     if code == 0:
         finish(marker)
     _exit(code)

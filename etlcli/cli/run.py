@@ -8,6 +8,7 @@ import click
 
 from etlcli.cli.component import examples_text, log_options, run_recipe
 from etlcli.engine.pipeline import Pipeline
+from etlcli.errors import RecipeError, UsageError
 from etlcli.io.terminal import safe
 from etlcli.observe.logs import Log
 from etlcli.recipe.load import load_recipe
@@ -30,10 +31,13 @@ EXAMPLES = (
 
 def run(recipe: str, settings: tuple[str, ...], dry_run: bool, log_level: str, log_format: str, stats: bool) -> None:
     resolved = load_recipe(recipe, settings)
-    if not dry_run:
-        run_recipe(resolved, log_level=log_level, log_format=log_format, stats=stats)
-        return
-    Pipeline(resolved, Log(log_level or resolved.log_level, log_format)).check()
+    try:
+        if not dry_run:
+            run_recipe(resolved, log_level=log_level, log_format=log_format, stats=stats)
+            return
+        Pipeline(resolved, Log(log_level or resolved.log_level, log_format)).check()
+    except UsageError as error:  # the line was fine, what the recipe asks of a component is not
+        raise RecipeError(error.message, where=recipe, hint=error.hint) from None
     sys.stdout.write(safe_lines(plan(resolved)))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -71,7 +72,7 @@ class Projection:
     def column(self, structs: list[Any], path: Path) -> list[Any]:
         """The values of one of the projection's paths, a record each; MISSING where there is none."""
         name = self._attributes[path]
-        values = [getattr(struct, name) for struct in structs]
+        values = list(map(attrgetter(name), structs))
         return values if len(path) == 1 else [walk(value, path[1:]) for value in values]
 
 

@@ -6,6 +6,7 @@ the first doubt sends it line by line, so that exactly the bad lines are rejecte
 
 from __future__ import annotations
 
+import re
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ MAX_DEPTH = 250
 """Nesting levels a record may have. One below what the least patient decoder on any path refuses."""
 DEFAULT_MAX_LINE = 16 << 20
 
+_INNER_BRACE = re.compile(rb"\}[^\n]")
 _BRACKETS = bytes(byte for byte in range(256) if byte not in b'{}[]"\\')
 
 
@@ -45,24 +47,27 @@ def parse(chunk: bytes, span: Span, project: Projection, max_line: int = DEFAULT
 
 
 def _decode_clean(chunk: bytes, rows: int, project: Projection) -> list[Any] | None:
-    """The decoded lines if every line is exactly one good record; None if any of it is in doubt.
-
-    The decoder itself would take a record over two lines, and two records on one. A newline between `}` and `{` can
-    only stand between records, so when all newlines do, and there are as many as records, lines are records.
-    """
+    """The decoded lines if each of the `rows` lines is exactly one good record; None if any of it is in doubt."""
     if not chunk.isascii() and not _is_utf8(chunk):
         return None
     try:
         structs = project.decode(chunk)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
-    count = len(structs)
-    if count != rows or chunk.count(b"}\n{") != count - 1 or chunk[-2:] != b"}\n" or chunk[:1] != b"{":
+    # The decoder itself would take a record over two lines, and two records on one, so as many records as lines is
+    # not enough. But every record has a closing brace, and where each of those ends a line, none ends two records.
+    if len(structs) != rows:
         return None
-    # Only a line with that many brackets beyond its own can be too deep.
-    if chunk.count(b"{") + chunk.count(b"[") - count >= MAX_DEPTH and any(map(too_deep, chunk.split(b"\n"))):
-        return None
-    return structs
+    inner = 0
+    if _INNER_BRACE.search(chunk):
+        # A newline between `}` and `{` can only stand between records; when all newlines do, lines are records.
+        if chunk.count(b"}\n{") != rows - 1 or chunk[-2:] != b"}\n" or chunk[:1] != b"{":
+            return None
+        inner = chunk.count(b"{") - rows
+    if b"[" in chunk:
+        inner += chunk.count(b"[")
+    # Only a line with that many brackets beside its own can be too deep.
+    return None if inner >= MAX_DEPTH and any(map(too_deep, chunk.split(b"\n"))) else structs
 
 
 def _parse_lines(chunk: bytes, span: Span, project: Projection, max_line: int) -> Intake:

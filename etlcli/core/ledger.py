@@ -1,8 +1,8 @@
 """The counts behind "nothing is lost silently".
 
 Every step balances: in = out + discarded + rejected + absorbed. What one step puts out, the next takes in. The engine
-counts records in and out where they pass; a stage says what it dropped on purpose and why; the policy says what was rejected.
-So a record that a bug loses shows as an imbalance, and the run fails.
+counts records in and out where they pass; a stage says what it dropped on purpose and why; the policy says what was
+rejected. So a record that a bug loses shows as an imbalance, and the run fails.
 """
 
 from __future__ import annotations

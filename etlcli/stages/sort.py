@@ -1,9 +1,8 @@
 """`sort`: stable, typed, external.
 
-`prepare` makes a key for each record and sorts the batch; `apply` keeps sorted batches and, when they outgrow the memory,
-merges them into a run on disk; `finish` merges what there is. In memory the merge is `list.sort` over concatenated runs,
-which timsort recognises and merges in C. On disk it goes block by block: all records up to the smallest last key among
-the loaded blocks are complete, so they can be sorted together and put out.
+`prepare` makes a key for each record; `apply` keeps keys and lines and, when they outgrow the memory, writes them to
+disk as a sorted run; `finish` sorts what is in memory and merges the runs. The merge goes block by block: all records up
+to the smallest last key among the loaded blocks are there, so they can be sorted together and put out.
 """
 
 from __future__ import annotations
@@ -84,10 +83,7 @@ that nothing can be left behind."""
 
     def prepare(self, batch: Batch) -> Prepared:
         keys = self._key_maker.keys(batch.columns(self._paths))
-        if self.params.check or self.params.merge:
-            return Prepared(batch, extra=keys)
-        order = order_of(keys)
-        return Prepared(batch, extra=(_pick(keys, order), _pick(batch.lines, order)))
+        return Prepared(batch, extra=keys)
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         batch = prepared.batch
@@ -96,19 +92,17 @@ that nothing can be left behind."""
             return ()
         if self.params.merge:
             self._check_input(batch, prepared.extra)
-            keys, lines = prepared.extra, batch.lines
-        else:
-            keys, lines = prepared.extra
+        keys, lines = prepared.extra, batch.lines
         self._keys += keys
         self._lines += lines
-        self._size += sum(map(len, lines)) + sum(map(len, keys)) + _OVERHEAD * len(lines)
+        self._size += _size_of(keys, lines)
         if self._size > self._limit:
             self._make_room()
         return ()
 
     def finish(self) -> Iterable[Batch]:
-        for keys, lines in self._merged():
-            yield from self._emit(keys, lines)
+        for lines in self._merged():
+            yield from self._emit(lines)
 
     # -- checking -----------------------------------------------------------------------------------------------------
 
@@ -155,43 +149,50 @@ that nothing can be left behind."""
     def _make_room(self) -> None:
         if self.params.top and self._cut_to_top():
             return
-        _, lines = self._take_buffer()
         if self._spill is None:
-            self._spill = SpillFile(spill_directory(self.params.temp_dir))
+            directory = spill_directory(self.params.temp_dir)
+            self._spill = SpillFile(directory)
             self.ctx.resources.callback(self._spill.close)
-            self.ctx.log("debug", "spilling", step=self.ctx.step, directory=spill_directory(self.params.temp_dir))
-        self._runs.append(self._spill.write_run(_blocks_of(lines)))
+            self.ctx.log("debug", "spilling", step=self.ctx.step, directory=directory)
+        self._runs.append(self._spill.write_run(_blocks_of(self._take_lines())))
 
     def _cut_to_top(self) -> bool:
         """With --top only the first N can matter. Whether dropping the others made enough room."""
-        keys, lines = self._take_buffer()
-        self._keys, self._lines = keys[: self.params.top], lines[: self.params.top]
-        self.ctx.discard("beyond_top", len(lines) - len(self._lines))
-        self._size = sum(map(len, self._lines)) + sum(map(len, self._keys)) + _OVERHEAD * len(self._lines)
+        order = self._order(self._keys)
+        kept = order[: self.params.top]
+        self.ctx.discard("beyond_top", len(order) - len(kept))
+        self._keys, self._lines = _pick(self._keys, kept), _pick(self._lines, kept)
+        self._size = _size_of(self._keys, self._lines)
         return self._size <= self._limit // 2
 
-    def _take_buffer(self) -> Block:
-        """What is in memory, sorted, --unique applied; the buffer is empty then."""
-        order = order_of(self._keys)
-        keys, lines = _pick(self._keys, order), _pick(self._lines, order)
+    def _take_lines(self) -> list[bytes]:
+        """The lines in memory, sorted; the memory is free then."""
+        lines = _pick(self._lines, self._order(self._keys))
         self._keys, self._lines, self._size = [], [], 0
-        return self._unique(keys, lines, None) if self.params.unique else (keys, lines)
+        return lines
 
-    def _unique(self, keys: list[bytes], lines: list[bytes], before: bytes | None) -> Block:
-        kept = [i for i, key in enumerate(keys) if key != (keys[i - 1] if i else before)]
-        self.ctx.discard("duplicate", len(keys) - len(kept))
-        return _pick(keys, kept), _pick(lines, kept)
+    def _order(self, keys: list[bytes], before: bytes | None = None) -> list[int]:
+        """The indices of `keys`, in order; with --unique only the first of equal ones, and none equal to `before`."""
+        order = order_of(keys)
+        if not self.params.unique:
+            return order
+        kept = []
+        for index in order:
+            if keys[index] != before:
+                kept.append(index)
+                before = keys[index]
+        self.ctx.discard("duplicate", len(order) - len(kept))
+        return kept
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
-    def _merged(self) -> Iterator[Block]:
-        buffer = self._take_buffer()
+    def _merged(self) -> Iterator[list[bytes]]:
+        rest = self._take_lines()
         if self._spill is None:
-            yield buffer
+            yield rest
             return
-        if buffer[0]:
-            self._runs.append(self._spill.write_run(_blocks_of(buffer[1])))
-        del buffer
+        self._runs.append(self._spill.write_run(_blocks_of(rest)))
+        del rest
         runs = self._runs
         fan_in = max(2, min(_MAX_FAN_IN, self.ctx.memory // 4 // _MIN_BLOCK))
         while len(runs) > fan_in:
@@ -202,10 +203,10 @@ that nothing can be left behind."""
 
     def _merge_to_run(self, runs: Sequence[Run]) -> Run:
         assert self._spill is not None
-        return self._spill.write_run(b"\n".join([*lines, b""]) for _, lines in self._merge(runs))
+        return self._spill.write_run(block for lines in self._merge(runs) for block in _blocks_of(lines))
 
-    def _merge(self, runs: Sequence[Run]) -> Iterator[Block]:
-        """The records of sorted runs, sorted, a block at a time; the earlier run first among equal keys."""
+    def _merge(self, runs: Sequence[Run]) -> Iterator[list[bytes]]:
+        """The lines of sorted runs, sorted, a block at a time; the earlier run first among equal keys."""
         share = max(_MIN_BLOCK, self.ctx.memory // 8 // len(runs))
         loaded = [_Loaded(self._blocks(run, share)) for run in runs]
         last: bytes | None = None
@@ -220,12 +221,8 @@ that nothing can be left behind."""
                 cut = (bisect_left if behind else bisect_right)(block.keys, bound)
                 block.move(cut, keys, lines)
                 behind = behind or block is ending
-            order = order_of(keys)
-            keys, lines = _pick(keys, order), _pick(lines, order)
-            if self.params.unique:
-                keys, lines = self._unique(keys, lines, last)
-                last = bound
-            yield keys, lines
+            yield _pick(lines, self._order(keys, last))
+            last = bound
 
     def _blocks(self, run: Run, size: int) -> Iterator[Block]:
         assert self._spill is not None
@@ -233,7 +230,7 @@ that nothing can be left behind."""
             batch = Batch.of_chunk(chunk)
             yield self._key_maker.keys(batch.columns(self._paths)), batch.lines
 
-    def _emit(self, keys: list[bytes], lines: list[bytes]) -> Iterator[Batch]:
+    def _emit(self, lines: list[bytes]) -> Iterator[Batch]:
         if self.params.top:
             kept = lines[: max(0, self.params.top - self._emitted)]
             self.ctx.discard("beyond_top", len(lines) - len(kept))
@@ -263,6 +260,10 @@ class _Loaded:
 
     def _load(self) -> None:
         self.keys, self.lines = next(self._blocks, ([], []))
+
+
+def _size_of(keys: list[bytes], lines: list[bytes]) -> int:
+    return sum(map(len, lines)) + sum(map(len, keys)) + _OVERHEAD * len(lines)
 
 
 def _pick(items: list[bytes], order: Sequence[int]) -> list[bytes]:

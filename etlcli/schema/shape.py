@@ -1,0 +1,297 @@
+"""The fast yes: a schema as the type of a typed decoder, so that decoding a chunk proves its records valid.
+
+A shape promises one thing: a record it does not suspect is valid. What it suspects is judged by the engine, so it may err
+that way, and a schema it cannot express has no shape at all. Only what the decoder means in the same way is taken over:
+
+    type, enum, const of scalars    a union of types, a Literal. A bool is no int; 1.0 is none either (the engine judges it)
+    minimum, exclusiveMaximum ...   bounds for int and float apart: as a float, 2**53 + 1 would equal 2**53
+    minLength, maxLength            the decoder counts code points, too
+    pattern, format                 each distinct string of a column is asked of the engine, once
+    properties, required, items     nested types; of duplicate keys every value must fit, not the last one alone
+    additionalProperties, $ref      only true or false; only to a subschema that does not contain itself
+
+Any other keyword that constrains, such as `anyOf` or `uniqueItems`, is left to the engine.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from typing import Annotated, Any, Literal, Protocol, Union
+
+import msgspec
+from msgspec import UNSET, Meta, Raw
+
+from etlcli.core.batch import Batch
+from etlcli.schema.load import Schema
+
+_SCALAR = {"type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength",
+           "pattern", "format"}  # fmt: skip
+_NESTED = {"properties", "required", "additionalProperties", "items", "minItems", "maxItems"}
+_NOTES = {"title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly", "$defs",
+          "definitions", "$anchor"}  # fmt: skip
+_ROOT_NOTES = {"$schema", "$id", "id"}
+_KINDS = ("null", "boolean", "integer", "number", "string", "array", "object")
+_EXACT = 1 << 53
+# Characters that stand for themselves in every dialect of regular expressions.
+_LITERAL_PATTERN = re.compile(r"\^([A-Za-z0-9 _:/-]*)\$")
+_KNOWN_STRINGS = 20_000
+_MAX_NODES = 5_000
+
+# The types are made at run time, which a type checker need not follow.
+_annotated: Any = Annotated
+_literal: Any = Literal
+_list: Any = list
+_union: Any = Union
+
+Values = Callable[[Sequence[Any]], Iterable[Any]]
+"""From decoded records to the values at one place in them."""
+
+
+class Engine(Protocol):
+    def is_valid(self, instance: Any) -> bool: ...
+
+
+class _Inexpressible(Exception):
+    pass
+
+
+class Shape:
+    def __init__(self, record: Any, checks: list[_StringCheck]) -> None:
+        decoder = msgspec.json.Decoder(record)
+        self._decode = decoder.decode
+        self._decode_lines = decoder.decode_lines
+        self._checks = checks
+
+    @classmethod
+    def of(cls, schema: Schema, compiled: Callable[[dict[str, Any]], Engine], *, formats: bool) -> Shape | None:
+        """The shape of a schema that the engine accepts, or None. `compiled` makes an engine for a part of it."""
+        builder = _Builder(schema, compiled, ("pattern", "format") if formats else ("pattern",))
+        try:
+            return cls(builder.record(schema.document), builder.checks)
+        except (_Inexpressible, ValueError, RecursionError):
+            return None  # ValueError: the decoder cannot have fields of that name
+
+    def suspects(self, batch: Batch) -> Sequence[int]:
+        """The indices of the records that are not proven valid, in order."""
+        kept: Sequence[int] = range(batch.count)
+        try:
+            rows: Sequence[Any] = self._decode_lines(batch.chunk)
+        except (msgspec.MsgspecError, RecursionError):
+            kept, rows = self._one_by_one(batch.lines)
+        proven = kept
+        for check in self._checks:
+            if bad := check.bad(rows):
+                fitting = {index for index, row in zip(kept, rows, strict=True) if not check.hits(row, bad)}
+                proven = [index for index in proven if index in fitting]
+        if len(proven) == batch.count:
+            return ()
+        return sorted(set(range(batch.count)).difference(proven))
+
+    def _one_by_one(self, lines: list[bytes]) -> tuple[list[int], list[Any]]:
+        """The lines that decode, as indices and records. Gives up where most do not: then the engine is faster alone."""
+        kept, rows = [], []
+        decode = self._decode
+        for index, line in enumerate(lines):
+            try:
+                rows.append(decode(line))
+            except (msgspec.MsgspecError, RecursionError):
+                if index > 64 and len(rows) * 2 < index:
+                    break
+            else:
+                kept.append(index)
+        return kept, rows
+
+
+class _StringCheck:
+    """The strings at one place in the records, against a pattern or format."""
+
+    def __init__(self, values: Values, engine: Engine, *, hashable: bool) -> None:
+        self._values = values
+        self._is_valid = engine.is_valid
+        self._hashable = hashable
+        self._known: set[Any] = set()
+
+    def bad(self, rows: Sequence[Any]) -> set[str]:
+        """Those that are not valid."""
+        values = self._values(rows)
+        distinct = set(values) if self._hashable else {value for value in values if type(value) is str}
+        strings = [value for value in distinct.difference(self._known) if type(value) is str]
+        bad = {text for text in strings if not self._is_valid(text)}
+        if not bad and len(self._known) + len(strings) <= _KNOWN_STRINGS:
+            self._known.update(text for text in strings if len(text) <= 64)
+        return bad
+
+    def hits(self, row: Any, bad: set[str]) -> bool:
+        """Whether the record has one of these."""
+        return any(type(value) is str and value in bad for value in self._values((row,)))
+
+
+class _Builder:
+    """Turns subschemas into types. Raises _Inexpressible, or what the decoder raises, where there is none."""
+
+    def __init__(self, schema: Schema, compiled: Callable[[dict[str, Any]], Engine], checked: tuple[str, ...]) -> None:
+        self.checks: list[_StringCheck] = []
+        self._schema = schema
+        self._compiled = compiled
+        self._checked = checked
+        self._visited = 0
+
+    def record(self, document: Any) -> Any:
+        """The type of a whole record, which is always an object."""
+        node = self._followed(document)
+        if not isinstance(node, dict) or "object" not in _kinds(node) or not node.keys().isdisjoint(("enum", "const")):
+            raise _Inexpressible
+        return self._object(node, None)
+
+    def _followed(self, node: Any) -> Any:
+        """The subschema itself, behind its references, checked to have no keyword that is not understood."""
+        self._visited += 1
+        if self._visited > _MAX_NODES:
+            raise _Inexpressible  # a subschema that contains itself gets here, too
+        if not isinstance(node, dict):
+            return node
+        notes = _NOTES | _ROOT_NOTES if node is self._schema.document else _NOTES
+        keywords = {key for key in node if not key.startswith("x-")} - notes
+        if "$ref" not in node:
+            if not keywords <= _SCALAR | _NESTED:
+                raise _Inexpressible
+            return node
+        target = self._schema.resolve(node["$ref"], node)
+        if keywords != {"$ref"} or target is None:
+            raise _Inexpressible
+        return self._followed(target)
+
+    def _type(self, node: Any, values: Values) -> Any:
+        """The type of the values at one place."""
+        node = self._followed(node)
+        if node is False:
+            raise _Inexpressible
+        if node is True or node.keys().isdisjoint(_SCALAR | _NESTED):
+            return Raw
+        if "enum" in node or "const" in node:
+            return self._one_of(node, node.get("enum", [node.get("const")]))
+        kinds = _kinds(node)
+        parts = [self._of_kind(kind, node, values, kinds) for kind in kinds]
+        return _union[tuple(parts)]
+
+    def _of_kind(self, kind: str, node: dict[str, Any], values: Values, kinds: list[str]) -> Any:
+        if kind == "object":
+            return self._object(node, values)
+        if kind == "array":
+            item = self._type(node.get("items", True), _items(values))
+            return _limited(_list[item], min_length=_length(node, "minItems"), max_length=_length(node, "maxItems"))
+        if kind == "string":
+            return self._string(node, values, hashable={"array", "object"}.isdisjoint(kinds))
+        if kind == "integer":
+            return _limited(int, **_int_bounds(node))
+        if kind == "number":
+            return _union[_limited(int, **_int_bounds(node)), _limited(float, **_float_bounds(node))]
+        return {"null": None, "boolean": bool}[kind]
+
+    def _object(self, node: dict[str, Any], values: Values | None) -> Any:
+        """A struct type. Properties that nothing is asked of are skipped by the decoder, unless they have to be known."""
+        closed = node.get("additionalProperties", True)
+        if not isinstance(closed, bool):
+            raise _Inexpressible
+        properties = node.get("properties", {})
+        required = set(node.get("required", ()))
+        names = list(dict.fromkeys([*properties, *node.get("required", ())]))
+        if not closed and not required <= set(properties):
+            raise _Inexpressible
+        fields: list[Any] = []
+        renamed = {}
+        for number, name in enumerate(names):
+            attribute = f"f{number}"
+            kind = self._type(properties.get(name, True), _attributes(attribute, values))
+            if kind is Raw and closed and name not in required:
+                continue
+            fields.append((attribute, kind) if name in required else (attribute, kind, UNSET))
+            renamed[attribute] = name
+        return msgspec.defstruct(
+            "Shaped", fields, rename=renamed, forbid_unknown_fields=not closed, kw_only=True, gc=False
+        )
+
+    def _string(self, node: dict[str, Any], values: Values, *, hashable: bool) -> Any:
+        own = {key: node[key] for key in ("minLength", "maxLength", *self._checked) if key in node}
+        literal = _LITERAL_PATTERN.fullmatch(own.get("pattern", ""))
+        if literal:
+            return self._one_of({"type": "string", **own}, [literal[1]])
+        if not own.keys().isdisjoint(self._checked):
+            self.checks.append(_StringCheck(values, self._compiled({"type": "string", **own}), hashable=hashable))
+        return _limited(str, min_length=_length(node, "minLength"), max_length=_length(node, "maxLength"))
+
+    def _one_of(self, node: dict[str, Any], values: list[Any]) -> Any:
+        """The strings, small integers and null among the values that the rest of the subschema allows, too."""
+        engine = self._compiled({key: node[key] for key in _SCALAR if key in node})
+        scalars = [value for value in values if value is None or type(value) is str or _is_small(value)]
+        allowed = [value for value in scalars if engine.is_valid(value)]
+        if not allowed:
+            raise _Inexpressible
+        return _literal[tuple(allowed)]
+
+
+def _attributes(name: str, parents: Values | None) -> Values:
+    """The values of an attribute: of the records, or of the structs at another place."""
+    get = attrgetter(name)
+    if parents is None:
+        return lambda rows: map(get, rows)
+    return lambda rows: [get(parent) for parent in parents(rows) if isinstance(parent, msgspec.Struct)]
+
+
+def _items(parents: Values) -> Values:
+    return lambda rows: [item for parent in parents(rows) if type(parent) is list for item in parent]
+
+
+def _kinds(node: dict[str, Any]) -> list[str]:
+    """The types a subschema allows; `number` stands for `integer`, too."""
+    named = node.get("type", _KINDS)
+    kinds = [named] if isinstance(named, str) else list(named)
+    return [kind for kind in kinds if kind != "integer" or "number" not in kinds]
+
+
+def _limited(kind: Any, **limits: Any) -> Any:
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    return _annotated[kind, Meta(**given)] if given else kind
+
+
+def _length(node: dict[str, Any], keyword: str) -> int | None:
+    length = node.get(keyword)
+    if length is not None and type(length) is not int:
+        raise _Inexpressible
+    return length
+
+
+def _bound(node: dict[str, Any], keyword: str) -> Any:
+    """A numeric bound or None. Draft 4's exclusiveMinimum is a bool; beyond 2**53 int and float comparisons part."""
+    bound = node.get(keyword)
+    if bound is not None and (type(bound) not in (int, float) or not -_EXACT <= bound <= _EXACT):
+        raise _Inexpressible
+    return bound
+
+
+def _int_bounds(node: dict[str, Any]) -> dict[str, int | None]:
+    low, over = _bound(node, "minimum"), _bound(node, "exclusiveMinimum")
+    high, under = _bound(node, "maximum"), _bound(node, "exclusiveMaximum")
+    lows = [None if low is None else math.ceil(low), None if over is None else math.floor(over) + 1]
+    highs = [None if high is None else math.floor(high), None if under is None else math.ceil(under) - 1]
+    return {
+        "ge": max((bound for bound in lows if bound is not None), default=None),
+        "le": min((bound for bound in highs if bound is not None), default=None),
+    }
+
+
+def _float_bounds(node: dict[str, Any]) -> dict[str, float | None]:
+    low, over = _bound(node, "minimum"), _bound(node, "exclusiveMinimum")
+    high, under = _bound(node, "maximum"), _bound(node, "exclusiveMaximum")
+    bounds: dict[str, float | None] = {}
+    # The decoder takes one bound a side: the tighter.
+    bounds.update({"gt": over} if over is not None and (low is None or over >= low) else {"ge": low})
+    bounds.update({"lt": under} if under is not None and (high is None or under <= high) else {"le": high})
+    return bounds
+
+
+def _is_small(value: Any) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63

@@ -1,0 +1,155 @@
+"""Cases as folders of files, run in every mode; all modes must give the same bytes.
+
+A folder `cases/<command>/<nnn-slug>/` holds `cmd` (a bash line), whatever files it needs, and what is expected: `stdout`,
+`stderr` (time stamps as T), `exit`, and in `expected/` the files it must make, all of them. A missing file stands for empty
+output, exit 0, no files. `pytest --bless` rewrites the expectations.
+
+A line that is one `etl` command is also turned into a recipe and run by `etl run`: same output, same exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import environment
+
+from etlcli.cli import component
+from etlcli.recipe.model import Recipe, StepSpec
+from etlcli.registry import COMPONENTS
+
+CASES = Path(__file__).parent / "cases"
+EXPECTATIONS = {"cmd", "stdout", "stderr", "exit", "expected"}
+folders = sorted(path.parent for path in CASES.glob("*/*/cmd"))
+
+
+def _name(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def _work(folder: Path, tmp_path: Path) -> tuple[Path, set[str]]:
+    """A copy of the case's inputs, and their names."""
+    work = tmp_path / "work"
+    shutil.copytree(
+        folder, work, ignore=lambda at, names: [n for n in names if Path(at) == folder and n in EXPECTATIONS]
+    )
+    return work, {str(path.relative_to(work)) for path in work.rglob("*")}
+
+
+def _run(line: str, work: Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["bash", "-c", line], cwd=work, capture_output=True, stdin=subprocess.DEVNULL,
+                          env=environment(), timeout=60)  # fmt: skip
+
+
+def _made(work: Path, inputs: set[str]) -> dict[str, bytes]:
+    """Every file that was made, hidden ones too."""
+    made = {str(path.relative_to(work)): path for path in work.rglob("*") if path.is_file()}
+    return {name: _stable(name, path.read_bytes()) for name, path in made.items() if name not in inputs}
+
+
+def _stable(name: str, content: bytes) -> bytes:
+    """Without what differs between runs: time stamps and run ids."""
+    content = re.sub(rb"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", b"T", content)
+    return re.sub(rb'"run":"[0-9a-f]{16}"', b'"run":"R"', content)
+
+
+@pytest.mark.parametrize("folder", folders, ids=_name)
+def test_case(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    work, inputs = _work(folder, tmp_path)
+    done = _run((folder / "cmd").read_text(), work)
+    made = _made(work, inputs)
+    got = {"stdout": done.stdout, "stderr": _stable("stderr", done.stderr), "exit": b"%d\n" % done.returncode}
+    if request.config.getoption("--bless"):
+        _bless(folder, got, made)
+    for name, content in got.items():
+        path = folder / name
+        expected = path.read_bytes() if path.exists() else b"0\n" if name == "exit" else b""
+        assert content == expected, f"{name} of {_name(folder)}; stderr: {done.stderr.decode(errors='replace')}"
+    expected_files = {
+        str(p.relative_to(folder / "expected")): p for p in (folder / "expected").rglob("*") if p.is_file()
+    }
+    assert sorted(made) == sorted(expected_files)
+    for name, path in expected_files.items():
+        assert made[name] == path.read_bytes(), name
+
+
+def _bless(folder: Path, got: dict[str, bytes], made: dict[str, bytes]) -> None:
+    for name, content in got.items():
+        path = folder / name
+        if content and not (name == "exit" and content == b"0\n"):
+            path.write_bytes(content)
+        else:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder / "expected", ignore_errors=True)
+    for name, content in made.items():
+        path = folder / "expected" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _as_recipe(line: str) -> tuple[str, str] | None:
+    """The recipe a command line stands for, and what remains for the shell; None for pipes and other commands."""
+    words = shlex.split(line.strip())
+    if len(words) < 2 or words[0] != "etl" or words[1] not in COMPONENTS or set(line) & set("|;&>$("):
+        return None
+    stdin = ""
+    if "<" in words:
+        at = words.index("<")
+        stdin = f" < {shlex.quote(words[at + 1])}"
+        words[at : at + 2] = []
+    name = words[1]
+    if "--help" in words or "-h" in words:
+        return None
+    values = component.component_command(name).make_context(name, words[2:]).params
+    recipe = component._recipe(name, COMPONENTS[name].kind, values)
+    return json.dumps(_recipe_data(recipe)), stdin
+
+
+def _recipe_data(recipe: Recipe) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "version": 1,
+        "name": recipe.name,
+        "source": _step_data(recipe.source),
+        "steps": [{"id": spec.id, **_step_data(spec)} for spec in recipe.steps],
+        "sink": _step_data(recipe.sink),
+        "runtime": {"memory": recipe.memory},
+        "errors": {},
+    }
+    if recipe.budget.text is not None:
+        data["errors"]["max"] = recipe.budget.text
+    if recipe.quarantine:
+        data["errors"]["quarantine"] = recipe.quarantine
+    return data
+
+
+def _step_data(spec: StepSpec) -> dict[str, Any]:
+    given = {name: value for name, value in spec.params.values().items() if value not in (None, ())}
+    return {"uses": spec.uses, "with": given, "on_error": {"then": spec.then}}
+
+
+@pytest.mark.parametrize("folder", folders, ids=_name)
+def test_P3_same_as_recipe(folder: Path, tmp_path: Path) -> None:
+    try:
+        found = _as_recipe((folder / "cmd").read_text())
+    except Exception:  # the line is a usage error: no recipe to compare with
+        pytest.skip("not a command line that parses")
+    if found is None:
+        pytest.skip("not one plain command")
+    work, inputs = _work(folder, tmp_path)
+    recipe, stdin = found
+    (work / "recipe.yaml").write_text(recipe)
+    done = _run("etl run recipe.yaml" + stdin, work)
+    expected = int((folder / "exit").read_text()) if (folder / "exit").exists() else 0
+    # What a shell reports as usage is an error of the recipe, and found as such.
+    assert done.returncode in ({expected, 78} if expected == 2 else {expected}), done.stderr
+    assert done.stdout == ((folder / "stdout").read_bytes() if (folder / "stdout").exists() else b"")
+    expected_dir = folder / "expected"
+    for name, content in _made(work, inputs | {"recipe.yaml"}).items():
+        if not name.startswith("q"):  # a quarantine names its recipe
+            assert content == (expected_dir / name).read_bytes(), name
