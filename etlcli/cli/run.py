@@ -37,7 +37,7 @@ def run(recipe: str, settings: tuple[str, ...], dry_run: bool, log_level: str, l
             return
         Pipeline(resolved, Log(log_level or resolved.log_level, log_format)).check()
     except UsageError as error:  # the line was fine, what the recipe asks of a component is not
-        raise RecipeError(error.message, where=recipe, hint=error.hint) from None
+        raise RecipeError(f"{error.where}: {error.message}", where=recipe, hint=error.hint) from None
     sys.stdout.write(safe_lines(plan(resolved)))
 
 

@@ -92,7 +92,11 @@ class Pipeline:
             base_dir=self.recipe.base_dir,
             reads=reads,
         )
-        return find(kind, spec.uses)(spec.params, ctx)
+        try:
+            return find(kind, spec.uses)(spec.params, ctx)
+        except UsageError as error:
+            error.where = f"step {spec.id}"
+            raise
 
     def _policy(self, then: str, resources: ExitStack) -> Policy:
         return Policy(then, self._handler(then, resources), self.recipe.budget, self.ledger)

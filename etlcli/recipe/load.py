@@ -72,7 +72,7 @@ class _Loader:
             self._component(top["sink"], "sink"),
             self._parsed(errors.get("max"), ErrorBudget, None),
             self._text(errors.get("quarantine"), None),
-            base_dir=os.path.dirname(os.path.abspath(self._path)),
+            base_dir=os.path.dirname(self._path),
             memory=self._parsed(runtime.get("memory"), parse_size, DEFAULT_MEMORY),
             log_level=self._level(logging.get("level")),
             digest=self._digest,

@@ -2,15 +2,18 @@
 
 Both follow `properties`, `items`, `allOf` and `$ref` within the document, where a subschema holds for certain; not `anyOf`,
 `oneOf` and `if`, where it may not. The schema is compiled once into a graph of nodes, one for each set of subschemas that
-hold for the same value, and only what can change something is kept. A batch is looked at by columns, so that records
-which need nothing cost a type check of the fields in question. What changes is edited in, the other bytes stay.
+hold for the same value, and only what can change something is kept. What changes is edited in, the other bytes stay.
+
+A valid record needs neither: what is required is there, and every value is of a type that is wanted. So only records that
+are invalid, or under suspicion, need to be asked about, and clean data costs nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -30,6 +33,10 @@ _BOOLEANS = {"true": True, "false": False}
 _decode = msgspec.json.Decoder(dict[str, Any], float_hook=exact_number).decode
 _open_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_open_lines = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode_lines
+_encode_lines = msgspec.json.Encoder().encode_lines
+
+Change = tuple[Path, Any]
 
 
 def raw_at(line: bytes, path: Sequence[str | int]) -> bytes:
@@ -59,104 +66,122 @@ class Node:
 
 
 class Fill:
-    """The changes a schema asks for. Without `defaults` and `coerce` it changes nothing."""
+    """The changes a schema asks for."""
 
     def __init__(self, schema: Schema, *, defaults: bool, coerce: bool) -> None:
         """Takes a schema that the engine has accepted. Raises SchemaError when its defaults have no end."""
-        self._only_plain_integers = schema.draft == 4  # where 1.0 is no integer
         self._root = _Planner(schema, defaults=defaults, coerce=coerce).plan()
-        self._names = list(dict.fromkeys([*self._root.properties, *self._root.defaults]))
-        self._watched = [self._watch(name) for name in self._names]
-        # A decoder of some fields cannot have such names.
-        self._odd = any(re.search(r'["\\\x00-\x1f]', name) for name in self._names)
+        self._plain_integers = schema.draft == 4  # where 1.0 is no integer
+        self._fields = list(dict.fromkeys([*self._root.properties, *self._root.defaults]))
+        self.active = bool(self._fields)
 
-    @property
-    def reads(self) -> tuple[Path, ...]:
-        """The fields that `fill` asks a batch for."""
-        return () if self._odd else tuple((name,) for name in self._names)
-
-    def fill(self, batch: Batch) -> Batch:
-        """The batch with its changes; the batch itself if there are none."""
-        if not self._names or not batch.count:
-            return batch
-        columns = self._columns(batch)
-        touched: set[int] = set()
-        for column, watched in zip(columns, self._watched, strict=True):
-            if not watched.isdisjoint(set(map(type, column))):
-                touched.update(index for index, value in enumerate(column) if type(value) in watched)
+    def changes(self, batch: Batch) -> dict[int, bytes]:
+        """The records in which something is to be changed, changed, by index."""
+        flat: dict[int, dict[str, Any]] = {}
+        deep: dict[int, list[Change]] = {}
+        records = self._records(batch)
+        for name in self._fields:
+            self._look(name, [record.get(name, MISSING) for record in records], batch.lines, flat, deep)
         lines = {}
-        for index in sorted(touched):
-            line = batch.lines[index]
-            record = {name: column[index] for name, column in zip(self._names, columns, strict=True)}
-            record = {name: value for name, value in record.items() if value is not MISSING}
-            changes = list(self._changes(self._root, record, (), line))
-            if changes:
-                lines[index] = edit(line, changes)
-        return batch.replace(lines)
+        for index, found in deep.items():
+            if found:
+                own = [((name,), value) for name, value in flat.pop(index, {}).items()]
+                lines[index] = edit(batch.lines[index], [*own, *found])
+        # Most changes are of a record's own fields, and those are made for all records at once.
+        opened = _open_lines(b"\n".join([batch.lines[index] for index in flat]))
+        for fields, new in zip(opened, flat.values(), strict=True):
+            fields.update(new)
+        return {**lines, **dict(zip(flat, _encode_lines(opened).split(b"\n"), strict=False))}
 
-    def _watch(self, name: str) -> set[type]:
-        child = self._root.properties.get(name)
-        return (child.watched if child else set()) | ({type(MISSING)} if name in self._root.defaults else set())
-
-    def _columns(self, batch: Batch) -> list[list[Any]]:
+    def _records(self, batch: Batch) -> list[dict[str, Any]]:
+        """The decoded records. One with a number that cannot be decoded is left alone, as if all its fields were null."""
         try:
-            if not self._odd:
-                return batch.columns(self.reads)
-            records = batch.records()
+            return batch.records()
         except (msgspec.MsgspecError, ArithmeticError):
-            # A record that cannot be decoded is left alone, as if no field were in need of anything.
-            records = list(map(self._decode_or_none, batch.lines))
-        return [[record.get(name, MISSING) for record in records] for name in self._names]
+            return [_decoded(line) or dict.fromkeys(self._fields) for line in batch.lines]
 
-    def _decode_or_none(self, line: bytes) -> dict[str, Any]:
-        try:
-            return _decode(line)
-        except (msgspec.MsgspecError, ArithmeticError):
-            return dict.fromkeys(self._names)
+    def _look(
+        self,
+        name: str,
+        column: list[Any],
+        lines: list[bytes],
+        flat: dict[int, dict[str, Any]],
+        deep: dict[int, list[Change]],
+    ) -> None:
+        """Adds what to change in one of the records' own fields (`flat`), and inside it (`deep`)."""
+        node = self._root.properties.get(name, Node())
+        default = self._root.defaults.get(name, MISSING)
+        kinds = set(map(type, column)) & (node.watched if default is MISSING else node.watched | {type(MISSING)})
+        texts = {}
+        if str in kinds:
+            distinct = {value for value in column if type(value) is str}
+            texts = {text: _from_text(text, node.types, self._plain_integers) for text in distinct}
+        for index, value in enumerate(column) if kinds else ():
+            kind = type(value)
+            if kind not in kinds:
+                continue
+            if kind is str or value is MISSING:
+                new = default if value is MISSING else texts[value]
+                if new is not MISSING:
+                    flat.setdefault(index, {})[name] = new
+            else:
+                self._collect(node, value, (name,), lines[index], deep.setdefault(index, []))
 
-    def _changes(self, node: Node, value: Any, path: Path, line: bytes) -> Iterator[tuple[Path, Any]]:
-        """What to set where, outside in."""
+    def _collect(self, node: Node, value: Any, path: Path, line: bytes, found: list[Change]) -> None:
+        """Adds what to set where, outside in."""
         if isinstance(value, dict):
             for name, default in node.defaults.items():
                 if name not in value:
-                    yield (*path, name), default
+                    found.append(((*path, name), default))
             for name, child in node.properties.items():
-                if type(value.get(name, MISSING)) in child.watched:
-                    yield from self._changes(child, value[name], (*path, name), line)
+                inner = value.get(name, MISSING)
+                if type(inner) in child.watched:
+                    self._collect(child, inner, (*path, name), line, found)
         elif isinstance(value, list):
             if node.item is not None:
                 for number, item in enumerate(value):
                     if type(item) in node.item.watched:
-                        yield from self._changes(node.item, item, (*path, str(number)), line)
-        elif (changed := self._coerced(node.types, value, path, line)) is not MISSING:
-            yield path, changed
-
-    def _coerced(self, types: frozenset[str], value: Any, path: Path, line: bytes) -> Any:
-        """The value as one of the types, or MISSING when it must stay. Numbers keep their spelling in both directions."""
-        if isinstance(value, str):
-            if "boolean" in types and value in _BOOLEANS:
-                return _BOOLEANS[value]
-            fits = self._is_integer if "number" not in types else _is_number
-            return msgspec.Raw(value.encode()) if "integer" in types and fits(value) else MISSING
-        spelling = raw_at(line, path).decode()
-        return MISSING if "integer" in types and self._is_integer(spelling) else spelling
-
-    def _is_integer(self, text: str) -> bool:
-        """Whether a text is a JSON number that denotes an integer."""
-        match = _NUMBER.fullmatch(text) if len(text) <= _MAX_DIGITS else None
-        if match is None:
-            return False
-        whole, fraction, exponent = match.groups()
-        if fraction is None and exponent is None:
-            return True
-        digits = (whole + (fraction or "")).rstrip("0")
-        dropped = len(whole + (fraction or "")) - len(digits)
-        decimals = len(fraction or "") - int(exponent or 0)
-        return not self._only_plain_integers and (not digits or dropped >= decimals)
+                        self._collect(node.item, item, (*path, str(number)), line, found)
+        elif isinstance(value, str):
+            if (changed := _from_text(value, node.types, self._plain_integers)) is not MISSING:
+                found.append((path, changed))
+        else:
+            # An integer is spelled in one way, but for -0.
+            spelling = str(value) if type(value) is int and value else raw_at(line, path).decode()
+            if not ("integer" in node.types and _is_integer(spelling, self._plain_integers)):
+                found.append((path, spelling))
 
 
-def _is_number(text: str) -> bool:
-    return len(text) <= _MAX_DIGITS and _NUMBER.fullmatch(text) is not None
+@lru_cache(maxsize=10_000)
+def _from_text(text: str, types: frozenset[str], plain_integers: bool) -> Any:
+    """A text as one of the types, a number spelled as it was; MISSING where it is no such value."""
+    if len(text) > _MAX_DIGITS:
+        return MISSING
+    if "boolean" in types and text in _BOOLEANS:
+        return _BOOLEANS[text]
+    if "number" in types:
+        return msgspec.Raw(text.encode()) if _NUMBER.fullmatch(text) else MISSING
+    return msgspec.Raw(text.encode()) if "integer" in types and _is_integer(text, plain_integers) else MISSING
+
+
+def _is_integer(text: str, plain_only: bool) -> bool:
+    """Whether a text is a JSON number that denotes an integer: 12, and where it need not be plain 12.0 and 1.2e1."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return False
+    whole, fraction, exponent = match.groups()
+    if plain_only or (fraction is None and exponent is None):
+        return fraction is None and exponent is None
+    digits = whole + (fraction or "")
+    zeros = len(digits) - len(digits.rstrip("0"))
+    return zeros == len(digits) or zeros >= len(fraction or "") - int(exponent or 0)
+
+
+def _decoded(line: bytes) -> dict[str, Any] | None:
+    try:
+        return _decode(line)
+    except (msgspec.MsgspecError, ArithmeticError):
+        return None
 
 
 class _Planner:

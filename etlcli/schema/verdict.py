@@ -7,7 +7,7 @@ schema is compiled or an error of the record when it is judged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -55,6 +55,10 @@ class Verdict:
         self._engine = compiled(schema, formats)
         self._shape = Shape.of(schema, lambda part: subvalidator(part, schema.draft, formats), formats=formats)
 
+    def suspects(self, batch: Batch) -> Sequence[int]:
+        """The indices of the records that may not be valid, in order: a cheap answer where the schema allows one."""
+        return self.invalid(batch) if self._shape is None else self._shape.suspects(batch)
+
     def invalid(self, batch: Batch) -> list[int]:
         """The indices of the records that are not valid, in order."""
         suspects = range(batch.count) if self._shape is None else self._shape.suspects(batch)
@@ -71,8 +75,10 @@ class Verdict:
         schema. Never empty."""
         try:
             found = [self._explain(error, line) for error in islice(self._errors(line), MAX_ERRORS + 1)]
-        except (*_ENGINE_ERRORS, msgspec.MsgspecError) as error:
-            return [{"pointer": "", "message": f"the record cannot be judged: {error}"[:MAX_MESSAGE]}]
+        except (msgspec.MsgspecError, ArithmeticError):
+            return [{"pointer": "", "message": "cannot be judged: a number in it is too long to be read"}]
+        except _ENGINE_ERRORS as error:
+            return [{"pointer": "", "message": f"cannot be judged: {error}"[:MAX_MESSAGE]}]
         if len(found) > MAX_ERRORS:
             found[MAX_ERRORS] = {"pointer": "", "message": f"and more: the first {MAX_ERRORS} errors are listed"}
         return found or [{"pointer": "", "message": "not valid against the schema"}]
@@ -91,6 +97,12 @@ class Verdict:
         value = excerpt(line, error.instance_path)
         shown = value if len(value) <= 60 else value[:59] + "…"
         message = error.message.replace(_VALUE, shown, 1)
+        if error.kind.name == "falseSchema":
+            message = (
+                "no properties are allowed"
+                if _is_closed(error)
+                else f"{shown} is not allowed: the schema here is false"
+            )
         return {
             "pointer": pointer(error.instance_path),
             "keyword": _keyword(error),
@@ -127,9 +139,15 @@ def excerpt(line: bytes, path: list[str | int]) -> str:
 
 
 def _keyword(error: jsonschema_rs.ValidationError) -> str:
-    # The path ends in the keyword, except under a schema that is `false`.
-    last = error.schema_path[-1] if error.schema_path else ""
-    return last if isinstance(last, str) and error.kind.name != "falseSchema" else error.kind.name
+    """The keyword that failed: the end of its path, but under a schema that is `false`, where that may be a name."""
+    if error.kind.name == "falseSchema":
+        return "additionalProperties" if _is_closed(error) else "falseSchema"
+    return str(error.schema_path[-1]) if error.schema_path else error.kind.name
+
+
+def _is_closed(error: jsonschema_rs.ValidationError) -> bool:
+    # An object that may have no properties at all has this kind of error, not the one of additionalProperties.
+    return error.schema_path[-1:] == ["additionalProperties"] and error.schema_path[-2:-1] != ["properties"]
 
 
 def _refuse(uri: str) -> NoReturn:

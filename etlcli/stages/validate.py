@@ -8,7 +8,6 @@ from typing import Any, overload
 
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject
-from etlcli.core.fields import Path
 from etlcli.core.stage import Context, Prepared, Stage, State
 
 
@@ -24,7 +23,7 @@ is 2020-12. Nothing is ever fetched: a reference that leads out of the schema fi
 --defaults fills in what is required, missing and has a default, in nested objects and arrays too. --coerce changes a
 value's type where the schema wants another one and nothing is lost: "12" to 12, "true" to true, 1.10 to "1.10"; NA, "",
 " 12" and 007 stay and are rejected. Both reach through properties, items, allOf and $ref, not through choices (anyOf,
-oneOf, if). Fields that they do not touch keep their bytes.
+oneOf, if). A valid record is never changed, and the other fields of a changed one keep their bytes.
 
 --check puts no records out: it shows every finding, and exits 1 if there is one."""
     examples = (
@@ -56,16 +55,24 @@ oneOf, if). Fields that they do not touch keep their bytes.
         self._fill = Fill(schema, defaults=params.defaults, coerce=params.coerce)
         self.reports = params.check
 
-    def reads(self) -> tuple[Path, ...]:
-        return self._fill.reads
-
     def prepare(self, batch: Batch) -> Prepared:
-        filled = self._fill.fill(batch)
-        invalid = self._verdict.invalid(filled)
-        rejects = Findings(self._verdict, batch, filled, invalid)
+        judged, invalid = self._judge(batch)
+        rejects = Findings(self._verdict, batch, judged, invalid)
         if self.reports:
             return Prepared(batch.take([]), rejects, {"checked": batch.count - len(invalid)})
-        return Prepared(filled.without(set(invalid)) if invalid else filled, rejects)
+        return Prepared(judged.without(set(invalid)) if invalid else judged, rejects)
+
+    def _judge(self, batch: Batch) -> tuple[Batch, list[int]]:
+        """The batch with what --defaults and --coerce change in it, and the indices of what is invalid even so."""
+        if not self._fill.active:
+            return batch, self._verdict.invalid(batch)
+        suspects = self._verdict.suspects(batch)
+        if not suspects:
+            return batch, []
+        doubtful = batch.take(suspects)
+        changes = self._fill.changes(doubtful)
+        invalid = self._verdict.invalid(doubtful.replace(changes))
+        return batch.replace({suspects[at]: line for at, line in changes.items()}), [suspects[at] for at in invalid]
 
 
 class Findings(Sequence[Reject]):

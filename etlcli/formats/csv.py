@@ -1,0 +1,339 @@
+"""CSV (RFC 4180) and TSV (the same with tabs, quoting included), with a header line.
+
+CSV has no types. With `types: infer` a cell that is exactly a JSON number is that number, in its own spelling; `true`
+and `false` are booleans; an empty cell is null; anything else (`NA`, `007`, `+1`, ` 12`) is a string. Quoting makes no
+difference to that. With `types: string` every cell is a string.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from io import StringIO
+from typing import Any, NamedTuple
+
+import msgspec
+
+from etlcli.core.batch import Batch, Reject, Span
+from etlcli.core.fields import MISSING
+from etlcli.errors import DataError
+from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions, ndjson
+
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_WORDS = {"true": "true", "false": "false", "": "null"}
+_SURROGATE = re.compile("[\udc80-\udcff]")
+_MEMO_LIMIT = 1 << 16
+_encode = msgspec.json.Encoder().encode
+
+
+def delimiter_of(name: str) -> str:
+    return "\t" if name == "tsv" else ","
+
+
+class _Row(NamedTuple):
+    """A row and the physical lines it stands on: `height` of them, from `first` (an index into the chunk's lines)."""
+
+    cells: list[str] | None
+    first: int
+    height: int
+    problem: str = ""
+
+
+class Reader:
+    """A row that has too few or too many cells, is no UTF-8 or is quoted wrongly is a reject of its own (missing_field,
+    bad_type, bad_utf8, bad_json); a quote that is never closed rejects the line it is on, and reading goes on behind it.
+    Raises DataError for a header that cannot name fields. A chunk and the row that spills over its end are held."""
+
+    def __init__(self, stream: ByteStream, options: ReadOptions) -> None:
+        self._options = options
+        self._chunks = ndjson.Reader(stream, options).chunks()
+        self._dialect: dict[str, Any] = {"delimiter": delimiter_of(options.name), "strict": True}
+        self._tokens = _Tokens(infer=options.types == "infer")
+        self._template = ""
+        self._width = 0
+        csv.field_size_limit(min(options.max_line, 2**31 - 1))
+
+    def chunks(self) -> Iterator[RawChunk | Reject]:
+        held: RawChunk | None = None
+        for item in self._chunks:
+            if isinstance(item, Reject):
+                yield item
+                continue
+            raw = item if held is None else _joined(held, item)
+            held = None
+            if not self._template:
+                raw = self._without_header(raw)
+            converted = self._convert_plain(raw)
+            if converted is not None:
+                yield converted
+            else:
+                held = yield from self._convert_rows(raw, final=False)
+        if held is not None:
+            yield from self._convert_rows(held, final=True)
+
+    def _without_header(self, raw: RawChunk) -> RawChunk:
+        text = self._decode(raw.chunk)
+        reader = csv.reader(StringIO(text, newline="\n"), **self._dialect)
+        try:
+            names = next((row for row in reader if row), [])
+        except csv.Error as error:
+            raise self._header_error(f"the header cannot be read: {error}", raw.span) from None
+        if not names:
+            return RawChunk(b"", raw.span)
+        twice = {name for name in names if names.count(name) > 1}
+        if twice or not all(names):
+            what = f"names {sorted(twice)[0]!r} twice" if twice else f"has no name for column {names.index('') + 1}"
+            raise self._header_error(f"the header {what}", raw.span)
+        if _SURROGATE.search("".join(names)):
+            raise self._header_error("the header is not UTF-8", raw.span)
+        self._width = len(names)
+        members = ",".join(_encode(name).decode().replace("%", "%%") + ":%s" for name in names)
+        self._template = "{" + members + "}"
+        return _cut(raw, reader.line_num)
+
+    def _header_error(self, message: str, span: Span) -> DataError:
+        where = f"{self._options.path}:{span.line}"
+        return DataError(f"{where}: {message}", where=where, hint="give every column a name of its own")
+
+    def _convert_plain(self, raw: RawChunk) -> RawChunk | None:
+        """The whole chunk at once, if every line is one good row; None if any is not."""
+        try:
+            text = raw.chunk.decode()
+            reader = csv.reader(StringIO(text, newline="\n"), **self._dialect)
+            rows = list(reader)
+        except (UnicodeDecodeError, csv.Error):
+            return None
+        if reader.line_num != len(rows) or set(map(len, rows)) - {self._width}:
+            return None
+        template, token = self._template, self._tokens.__getitem__
+        lines = [template % tuple(map(token, row)) for row in rows]
+        self._tokens.forget()
+        return RawChunk("\n".join([*lines, ""]).encode(), raw.span)
+
+    def _convert_rows(self, raw: RawChunk, *, final: bool) -> Generator[RawChunk | Reject, None, RawChunk | None]:
+        """Row by row: with rejects, and with rows over several lines. Returns what is left: a row that is only begun."""
+        lines = raw.chunk.split(b"\n")[:-1]
+        good: list[bytes] = []
+        numbers: list[int] = []
+        offsets: list[int] = []
+        starts = [raw.span.offset]
+        for line in lines:
+            starts.append(starts[-1] + len(line) + 1)
+        rest: RawChunk | None = None
+        for row in self._rows(lines, final=final):
+            if row.cells is None and not row.problem:
+                rest = _cut(raw, row.first)
+                break
+            numbers.append(raw.span.line + row.first)
+            offsets.append(starts[row.first])
+            problem = self._problem(row)
+            if problem is None:
+                good.append(self._line(row.cells or []))
+                continue
+            del numbers[-1], offsets[-1]
+            origin = Span(raw.span.path, 0, 0, b"", [raw.span.line + row.first], [starts[row.first]]).origin(0)
+            yield Reject(
+                problem[0], [{"message": problem[1]}], b"\n".join(lines[row.first : row.first + row.height]), origin
+            )
+        if good:
+            chunk = b"\n".join([*good, b""])
+            yield RawChunk(chunk, Span(raw.span.path, numbers[0], offsets[0], chunk, numbers, offsets))
+        self._tokens.forget()
+        return rest
+
+    def _rows(self, lines: list[bytes], *, final: bool) -> Iterator[_Row]:
+        """The rows on these lines. The last may be only begun: then, unless it is final or too long to wait for, it has
+        neither cells nor problem."""
+        at = 0
+        while at < len(lines):
+            reader = csv.reader((self._decode(line) + "\n" for line in lines[at:]), **self._dialect)
+            begun = 0
+            try:
+                for cells in reader:
+                    yield _Row(cells, at + begun, reader.line_num - begun)
+                    begun = reader.line_num
+                return
+            except csv.Error as error:
+                first, open_quote = at + begun, "unexpected end of data" in str(error)
+                if open_quote and not final and sum(map(len, lines[first:])) < self._options.max_line:
+                    yield _Row(None, first, len(lines) - first)
+                    return
+                # A quote that is never closed would swallow everything behind it.
+                count = 1 if open_quote else reader.line_num - begun
+                yield _Row(None, first, count, "a quote is never closed" if open_quote else str(error))
+                at = first + count
+
+    def _problem(self, row: _Row) -> tuple[str, str] | None:
+        if row.cells is None:
+            return "bad_json", f"not {self._options.name.upper()}: {row.problem}"
+        if any(map(_SURROGATE.search, row.cells)):
+            return "bad_utf8", "not UTF-8"
+        if row.cells and len(row.cells) != self._width:
+            code = "missing_field" if len(row.cells) < self._width else "bad_type"
+            return code, f"the row has {len(row.cells)} cells, the header has {self._width}"
+        return None
+
+    def _line(self, cells: list[str]) -> bytes:
+        return (self._template % tuple(map(self._tokens.__getitem__, cells))).encode() if cells else b""
+
+    @staticmethod
+    def _decode(raw: bytes) -> str:
+        return raw.decode(errors="surrogateescape")
+
+
+class _Tokens(dict[str, str]):
+    """Cell -> JSON token. Cells repeat (carriers, dates, small numbers), so a token is mostly looked up."""
+
+    def __init__(self, *, infer: bool) -> None:
+        super().__init__()
+        self._infer = infer
+
+    def __missing__(self, cell: str) -> str:
+        if self._infer and (cell in _WORDS or _NUMBER.fullmatch(cell)):
+            token = _WORDS.get(cell, cell)
+        else:
+            token = _encode(cell).decode()
+        self[cell] = token
+        return token
+
+    def forget(self) -> None:
+        if len(self) > _MEMO_LIMIT:
+            self.clear()
+
+
+def _cut(raw: RawChunk, lines: int) -> RawChunk:
+    """The chunk without its first lines."""
+    start = 0
+    for _ in range(lines):
+        start = raw.chunk.index(b"\n", start) + 1
+    chunk = raw.chunk[start:]
+    return RawChunk(chunk, Span(raw.span.path, raw.span.line + lines, raw.span.offset + start, chunk))
+
+
+def _joined(first: RawChunk, second: RawChunk) -> RawChunk:
+    chunk = first.chunk + second.chunk
+    return RawChunk(chunk, Span(first.span.path, first.span.line, first.span.offset, chunk))
+
+
+class _NumberText(str):
+    """A number with a fraction or exponent, as it was spelled."""
+
+    __slots__ = ()
+
+
+class Writer:
+    """Columns are `options.columns`, or the first record's fields. Null and missing are empty, an empty string is `""`,
+    numbers keep their spelling, arrays and objects are their JSON text. A record with a field that has no column is
+    refused rather than cut."""
+
+    def __init__(self, out: Callable[[bytes], object], options: WriteOptions) -> None:
+        self._out = out
+        self._delimiter = delimiter_of(options.name)
+        self._special = re.compile(f'[{self._delimiter}"\r\n]|^ | $|^$')
+        self._quoted = _Memo(self._quote)
+        self._header = options.header
+        self._columns = options.columns
+        self._decode: Callable[[bytes], list[Any]] | None = None
+
+    def write(self, batch: Batch) -> list[Reject]:
+        if not batch.count:
+            return []
+        if self._decode is None:
+            self._begin(batch)
+        try:
+            rows = self._rows(batch)
+        except (msgspec.MsgspecError, ValueError):
+            return self._write_each(batch)
+        self._put(rows)
+        return []
+
+    def close(self) -> None:
+        if self._header and self._columns and self._decode is None:
+            self._put([list(map(self._quote, self._columns))])
+
+    def _begin(self, batch: Batch) -> None:
+        self._columns = self._columns or tuple(_open(batch.lines[0]))
+        names = {f"f{number}": name for number, name in enumerate(self._columns)}
+        fields = [(field, Any, MISSING) for field in names]
+        struct = msgspec.defstruct("Row", fields, rename=names, forbid_unknown_fields=True, gc=False)
+        self._attributes = tuple(names)
+        self._decode = msgspec.json.Decoder(struct, float_hook=_NumberText).decode_lines
+        if self._header:
+            self._put([list(map(self._quote, self._columns))])
+
+    def _rows(self, batch: Batch) -> Iterator[Sequence[str]]:
+        """All records at once. Raises when one has an unknown field, or a value whose bytes must be looked at."""
+        if _MINUS_ZERO.search(batch.chunk):
+            raise ValueError("-0 would become 0")
+        assert self._decode is not None
+        structs = self._decode(batch.chunk)
+        columns = [self._cells([getattr(struct, name) for struct in structs]) for name in self._attributes]
+        return zip(*columns, strict=True)
+
+    def _cells(self, values: list[Any]) -> list[str]:
+        kinds = set(map(type, values))
+        if kinds == {int}:
+            return list(map(str, values))
+        if kinds == {str}:
+            return list(map(self._quoted.__getitem__, values))
+        return list(map(self._cell, values))
+
+    def _cell(self, value: Any) -> str:
+        if type(value) is str:
+            return self._quoted[value]
+        if value is None or value is MISSING:
+            return ""
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, list | dict):
+            raise ValueError("its own bytes are wanted")
+        return str(value)
+
+    def _write_each(self, batch: Batch) -> list[Reject]:
+        rejects: list[Reject] = []
+        rows = []
+        for index, line in enumerate(batch.lines):
+            members = _open(line)
+            unknown = [name for name in members if name not in self._columns]
+            if unknown:
+                message = f"the field {unknown[0]!r} has no column; name all columns with --columns"
+                rejects.append(batch.reject(index, "sink_refused", [{"pointer": "/" + unknown[0], "message": message}]))
+            else:
+                rows.append([self._raw_cell(bytes(members[name])) if name in members else "" for name in self._columns])
+        self._put(rows)
+        return rejects
+
+    def _raw_cell(self, raw: bytes) -> str:
+        raw = raw.strip()
+        if raw[:1] == b'"':
+            return self._quote(_decode_text(raw))
+        return "" if raw == b"null" else self._quote(raw.decode())
+
+    def _quote(self, text: str) -> str:
+        return '"' + text.replace('"', '""') + '"' if self._special.search(text) else text
+
+    def _put(self, rows: Any) -> None:
+        lines = [self._delimiter.join(row) for row in rows]
+        if len(self._columns) == 1:  # an empty line would be no row at all
+            lines = [line or '""' for line in lines]
+        text = "\n".join([*lines, ""])
+        if text:
+            self._out(text.encode())
+        if len(self._quoted) > _MEMO_LIMIT:
+            self._quoted.clear()
+
+
+class _Memo(dict[str, str]):
+    def __init__(self, make: Callable[[str], str]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: str) -> str:
+        value = self[key] = self._make(key)
+        return value
+
+
+_MINUS_ZERO = re.compile(rb"-0\s*[,}\]]")
+_open = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_text = msgspec.json.Decoder(str).decode

@@ -1,0 +1,235 @@
+"""Verdicts against python-jsonschema, the shape against the engine, and what a repair may never do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import jsonschema_rs
+import msgspec
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from etlcli.core.batch import Batch
+from etlcli.core.fields import exact_number, pointer
+from etlcli.schema.fill import Fill
+from etlcli.schema.load import Schema
+from etlcli.schema.shape import Shape
+from etlcli.schema.verdict import Verdict, compiled, subvalidator
+
+DRAFTS = {
+    "http://json-schema.org/draft-04/schema#": jsonschema.Draft4Validator,
+    "http://json-schema.org/draft-06/schema#": jsonschema.Draft6Validator,
+    "http://json-schema.org/draft-07/schema#": jsonschema.Draft7Validator,
+    "https://json-schema.org/draft/2019-09/schema": jsonschema.Draft201909Validator,
+    "https://json-schema.org/draft/2020-12/schema": jsonschema.Draft202012Validator,
+}
+TYPES = ["null", "boolean", "integer", "number", "string", "array", "object"]
+NAMES = ["a", "b", "c", "a b", "é", ""]
+many = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+# JSON as text, so that spellings, duplicate keys and numbers beyond any type are in it.
+NUMBERS = ["0", "-0", "1", "2", "3", "-1", "12", "1.0", "1.5", "-0.0", "1e2", "1.10", "2e0", "0.1", "10",
+           "9007199254740992", "9007199254740993", "9007199254740993.0", "9223372036854775807", "9223372036854775808",
+           "123456789012345678901234567890", "-123456789012345678901234567890", "1e30", "1e300", "1e-400"]  # fmt: skip
+HUGE = ["1e400", "-1e400", "1.5e999"]
+STRINGS = ['""', '"a"', '"aa"', '"abc"', '"A1"', '"12"', '"1.10"', '"true"', '"null"', '"NA"', '"\\u00e9"', '"é"',
+           '"😀"', '"\\ud83d\\ude00"', '"a b"', '" 12"', '"007"', '"x/y~z"']  # fmt: skip
+
+
+def texts(numbers: list[str]) -> st.SearchStrategy[str]:
+    scalars = st.sampled_from([*numbers, *STRINGS, "null", "true", "false"])
+    return st.recursive(scalars, lambda inner: arrays(inner) | objects(inner), max_leaves=6)
+
+
+def arrays(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.lists(inner, max_size=4).map(lambda items: "[" + ",".join(items) + "]")
+
+
+def objects(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    keys = st.sampled_from([*(json.dumps(name, ensure_ascii=False) for name in NAMES), '"\\u0061"', '"z"'])
+    members = st.tuples(keys, inner).map(lambda pair: f"{pair[0]}: {pair[1]}")
+    return st.lists(members, max_size=5).map(lambda found: "{" + ", ".join(found) + "}")
+
+
+records = objects(texts(NUMBERS))
+exact_records = objects(texts(NUMBERS + HUGE))
+batches = st.lists(exact_records, min_size=1, max_size=6)
+
+bounds = st.sampled_from([0, 1, 2, 10, -1, 0.5, 1.5, 100.0, 9007199254740992, 9007199254740993, 1e300, 10**30])
+lengths = st.integers(0, 3)
+scalar_values = st.sampled_from([None, True, False, 0, 1, 2, 12, 1.0, 1.5, "a", "aa", "NA", "é", "", 10**30])
+# Without a newline in the data, Python's `$` means what it should.
+patterns = st.sampled_from(["^a", "a$", "^[a-c]+$", "^NA$", "[0-9]", "^.$", "^(a|12)$", "^$"])
+
+
+def schemas(depth: int, *, shaped: bool, draft4: bool = False) -> st.SearchStrategy[Any]:
+    """Random schemas; `shaped`: of the keywords that a shape knows."""
+    optional: dict[str, Any] = {
+        "type": st.sampled_from(TYPES) | st.lists(st.sampled_from(TYPES), min_size=1, max_size=3, unique=True),
+        "minimum": bounds,
+        "maximum": bounds,
+        "minLength": lengths,
+        "maxLength": lengths,
+        "pattern": patterns,
+        "title": st.just("a title"),
+    }
+    if not draft4:
+        optional |= {"exclusiveMinimum": bounds, "exclusiveMaximum": bounds}
+    few = {"enum": st.lists(scalar_values, min_size=1, max_size=4, unique_by=lambda value: (type(value), value))}
+    if not draft4:
+        few["const"] = scalar_values
+    if depth:
+        inner = schemas(depth - 1, shaped=shaped, draft4=draft4)
+        names = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True)
+        optional |= {
+            "properties": st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+            "required": names,
+            "additionalProperties": st.booleans(),
+            "items": inner,
+            "minItems": lengths,
+            "maxItems": lengths,
+        }
+        if not shaped:
+            several = st.lists(inner, min_size=1, max_size=2)
+            few |= {
+                "anyOf": several, "allOf": several, "oneOf": several, "not": inner, "if": inner, "then": inner,
+                "else": inner, "contains": inner, "multipleOf": st.integers(1, 3), "minProperties": lengths,
+                "maxProperties": lengths, "patternProperties": st.dictionaries(st.just("^a"), inner, max_size=1),
+                "propertyNames": st.fixed_dictionaries({"maxLength": lengths}),
+                "dependentRequired": st.dictionaries(st.sampled_from(NAMES), names, max_size=2),
+            }  # fmt: skip
+    chosen = st.fixed_dictionaries({}, optional=optional)
+    rare = st.fixed_dictionaries({}, optional=few).map(lambda found: dict(list(found.items())[:2]))
+    return st.tuples(chosen, st.one_of(st.just({}), rare)).map(lambda pair: {**pair[0], **pair[1]})
+
+
+def whole(schema: dict[str, Any]) -> dict[str, Any]:
+    """For a record: the root does not rule out objects, or most of the test would be about that."""
+    return {key: value for key, value in schema.items() if key not in ("type", "enum", "const")} | {"type": "object"}
+
+
+def decode(line: bytes) -> Any:
+    return msgspec.json.Decoder(float_hook=exact_number).decode(line)
+
+
+def batch_of(lines: list[str]) -> Batch:
+    return Batch.of_lines([line.encode() for line in lines])
+
+
+@pytest.mark.parametrize("uri", DRAFTS)
+@many
+@given(data=st.data())
+def test_verdicts_are_those_of_python_jsonschema(uri: str, data: st.DataObject) -> None:
+    schema = {"$schema": uri} | whole(data.draw(schemas(2, shaped=data.draw(st.booleans()), draft4="04" in uri)))
+    lines = data.draw(st.lists(records, min_size=1, max_size=5))
+    reference = DRAFTS[uri](schema)
+    expected = [index for index, line in enumerate(lines) if not reference.is_valid(json.loads(line))]
+    assert Verdict(Schema(schema, "s")).invalid(batch_of(lines)) == expected
+
+
+@many
+@given(schema=schemas(2, shaped=True), lines=st.lists(records, min_size=1, max_size=3))
+def test_errors_are_at_the_places_python_jsonschema_names(schema: Any, lines: list[str]) -> None:
+    schema = whole(schema)
+    verdict, reference = Verdict(Schema(schema, "s")), jsonschema.Draft202012Validator(schema)
+    batch = batch_of(lines)
+    for index in verdict.invalid(batch):
+        found = [(e["pointer"], e["keyword"], e["schema_pointer"]) for e in verdict.errors(batch.lines[index])]
+        expected = [
+            (pointer(e.absolute_path), e.validator, pointer(e.absolute_schema_path))
+            for e in reference.iter_errors(json.loads(lines[index]))
+        ]
+        assert sorted(found) == sorted(expected)
+
+
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(uri=st.sampled_from(list(DRAFTS)), schema=schemas(2, shaped=True, draft4=True), lines=batches)
+@example(uri="", schema={"properties": {"a": {"type": "number", "maximum": 2**53}}}, lines=['{"a": 9007199254740993}'])
+@example(uri="", schema={"properties": {"a": {"type": "integer"}}}, lines=['{"a": true}', '{"a": 1.0}'])
+@example(uri="", schema={"properties": {"a": {"enum": [1]}}}, lines=['{"a": true}', '{"a": 1}'])
+@example(uri="", schema={"properties": {"a": {"maxLength": 1}}}, lines=['{"a": "\\ud83d\\ude00"}', '{"a": "aa"}'])
+@example(uri="", schema={"properties": {"a": {"type": "integer"}}}, lines=['{"a": 1, "a": "x"}'])
+@example(uri="", schema={"properties": {"a": {"pattern": "^a$"}}}, lines=['{"a": "a\\n"}', '{"a": "a"}'])
+@example(
+    uri="", schema={"properties": {"a": {"pattern": "^[a-c]$"}}}, lines=['{"a": "a\\n"}', '{"a": 1}', '{"a": "b"}']
+)
+@example(uri="", schema={"required": ["a"], "properties": {"a": {"type": "null"}}}, lines=["{}", '{"a": null}'])
+@example(
+    uri="", schema={"properties": {"a": {}}, "additionalProperties": False}, lines=['{"z": 1}', '{"\\u0061": 1e400}']
+)
+@example(
+    uri="", schema={"properties": {"a": {"exclusiveMinimum": 1, "minimum": 1.5}}}, lines=['{"a": 1}', '{"a": 1.5}']
+)
+def test_what_a_shape_does_not_suspect_is_valid(uri: str, schema: Any, lines: list[str]) -> None:
+    known = Schema({"$schema": uri} | whole(schema) if uri else whole(schema), "s")
+    engine = compiled(known, False)
+    shape = Shape.of(known, lambda part: subvalidator(part, known.draft, False), formats=False)
+    if shape is None:
+        return
+    batch = batch_of(lines)
+    for _ in range(2):  # the second time with the strings that it has learnt
+        trusted = set(range(len(lines))) - set(shape.suspects(batch))
+        assert all(engine.is_valid(decode(batch.lines[index])) for index in trusted)
+
+
+@many
+@given(schema=schemas(2, shaped=False), lines=batches, defaults=st.booleans(), data=st.data())
+def test_a_valid_record_is_never_changed(schema: Any, lines: list[str], defaults: bool, data: st.DataObject) -> None:
+    schema = whole(schema)
+    for child in schema.get("properties", {}).values():
+        if data.draw(st.booleans()):
+            child["default"] = data.draw(scalar_values)
+    known = Schema(schema, "s")
+    verdict = Verdict(known)
+    batch = batch_of(lines)
+    valid = batch.without(set(verdict.invalid(batch)))
+    assert Fill(known, defaults=defaults, coerce=True).changes(valid) == {}
+
+
+@many
+@given(schema=schemas(2, shaped=True), lines=batches)
+def test_coercion_changes_types_and_nothing_else(schema: Any, lines: list[str]) -> None:
+    fill = Fill(Schema(whole(schema), "s"), defaults=False, coerce=True)
+    batch = batch_of(lines)
+    changes = fill.changes(batch)
+    for index, line in changes.items():
+        before, after = flattened(batch.lines[index]), flattened(line)
+        assert before != after
+        assert {k: v.strip(b'"') for k, v in before.items()} == {k: v.strip(b'"') for k, v in after.items()}
+    assert fill.changes(batch.replace(changes)) == {}
+
+
+def flattened(line: bytes, at: str = "") -> dict[str, bytes]:
+    """The scalars of a value by pointer, as they are spelled."""
+    if line[:1] == b"{":
+        inside: Any = msgspec.json.decode(line, type=dict[str, msgspec.Raw]).items()
+    elif line[:1] == b"[":
+        inside = enumerate(msgspec.json.decode(line, type=list[msgspec.Raw]))
+    else:
+        return {at: line}
+    return {k: v for name, child in inside for k, v in flattened(bytes(child).strip(), f"{at}/{name}").items()}
+
+
+# Where the two engines differ, and which is right.
+
+
+def test_python_takes_a_dollar_before_a_newline_for_the_end() -> None:
+    schema = {"properties": {"a": {"pattern": "^a$"}}}
+    assert jsonschema.Draft202012Validator(schema).is_valid({"a": "a\n"})  # ECMA 262 says no
+    assert Verdict(Schema(schema, "s")).invalid(batch_of(['{"a":"a\\n"}'])) == [0]
+
+
+def test_python_has_no_unicode_property_escapes() -> None:
+    schema = {"properties": {"a": {"pattern": r"^\p{L}+$"}}}
+    with pytest.raises(Exception, match="bad escape"):
+        jsonschema.Draft202012Validator(schema).is_valid({"a": "é"})
+    assert Verdict(Schema(schema, "s")).invalid(batch_of(['{"a":"é"}', '{"a":"1"}'])) == [1]
+
+
+def test_multiples_of_decimals_are_judged_as_decimals() -> None:
+    schema = {"properties": {"a": {"multipleOf": 0.01}}}
+    assert jsonschema_rs.is_valid(schema, {"a": 19.99})
+    assert Verdict(Schema(schema, "s")).invalid(batch_of(['{"a":19.99}', '{"a":4.35}', '{"a":4.355}'])) == [2]
