@@ -82,7 +82,7 @@ below the template's own directory, whatever it holds."""
             file.finish()
         for file in self._files.values():
             file.output.commit()
-            self.ctx.log("debug", "published", path=file.output.path)
+            self.ctx.log("info", "published", path=file.output.path)
 
     def _open(self, path: str) -> _File:
         file = _File(path, self.params)

@@ -19,12 +19,20 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.fields import Path, Projection, exact_number, projection
+from etlcli.core.fields import Path, Projection, decode_long, exact_number, projection
 
 _decode_records = msgspec.json.Decoder(dict[str, Any]).decode_lines
-_decode_record_exactly: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(
+_decode_exactly: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(
     dict[str, Any], float_hook=exact_number
 ).decode
+
+
+def decode_record(line: bytes) -> dict[str, Any]:
+    """One good line, with numbers that no double or no Python integer holds as Decimals."""
+    try:
+        return _decode_exactly(line)
+    except msgspec.ValidationError:
+        return decode_long(line)
 
 
 class Origin(NamedTuple):
@@ -160,7 +168,7 @@ class Batch:
             try:
                 self._records = _decode_records(self.chunk)
             except msgspec.DecodeError:
-                self._records = list(map(_decode_record_exactly, self.lines))
+                self._records = list(map(decode_record, self.lines))
         return self._records
 
     def take(self, indices: Sequence[int]) -> Batch:

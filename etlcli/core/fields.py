@@ -49,11 +49,12 @@ def walk(value: Any, path: Path) -> Any:
 class Projection:
     """Decodes the named fields of whole lines, and nothing else of them.
 
-    Skipped values are checked for syntax by the decoder but never built. `decode` keeps integers of any size exact; a
-    number no double can hold (1e400) is an error there, and a Decimal in `decode_exact`.
+    Skipped values are checked for syntax by the decoder but never built. `decode` takes many lines and keeps integers
+    beyond 64 bits exact; what it refuses (a number no double can hold, an integer of thousands of digits) `decode_exact`
+    takes, a line at a time, as a Decimal.
     """
 
-    __slots__ = ("_attributes", "decode", "decode_exact", "paths")
+    __slots__ = ("_attributes", "_decode_exact", "_struct", "decode", "paths")
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
         self.paths = paths
@@ -67,7 +68,18 @@ class Projection:
         )
         self._attributes = {path: names[path[0]] for path in paths}
         self.decode: Callable[[bytes], list[Any]] = msgspec.json.Decoder(struct).decode_lines
-        self.decode_exact: Callable[[bytes], Any] = msgspec.json.Decoder(struct, float_hook=exact_number).decode
+        self._decode_exact: Callable[[bytes], Any] = msgspec.json.Decoder(struct, float_hook=exact_number).decode
+        self._struct = struct
+
+    def decode_exact(self, line: bytes) -> Any:
+        """Raises msgspec.ValidationError for what is no object, msgspec.DecodeError for what is no JSON."""
+        try:
+            return self._decode_exact(line)
+        except msgspec.ValidationError:
+            if not line.lstrip().startswith(b"{"):
+                raise
+            record = decode_long(line)
+            return self._struct(**{name: record[top] for (top, *_), name in self._attributes.items() if top in record})
 
     def column(self, structs: list[Any], path: Path) -> list[Any]:
         """The values of one of the projection's paths, a record each; MISSING where there is none."""
@@ -79,6 +91,22 @@ class Projection:
 @lru_cache(maxsize=64)
 def projection(paths: tuple[Path, ...]) -> Projection:
     return Projection(paths)
+
+
+def decode_long(line: bytes) -> dict[str, Any]:
+    """A JSON object, integers beyond Python's limit of digits as Decimals. For the rare line that needs it. Raises
+    msgspec.DecodeError."""
+    import json
+
+    try:
+        record: dict[str, Any] = json.loads(line, parse_int=_any_integer, parse_float=exact_number)
+    except ValueError as error:
+        raise msgspec.DecodeError(str(error)) from None
+    return record
+
+
+def _any_integer(text: str) -> int | Decimal:
+    return int(text) if len(text) < 4000 else Decimal(text)
 
 
 def exact_number(text: str) -> float | Decimal:

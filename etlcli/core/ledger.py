@@ -58,6 +58,10 @@ class Ledger:
     def rejected(self) -> int:
         return sum(step.rejected.total() for step in self.steps)
 
+    def discarded(self) -> int:
+        """Records dropped on purpose, blank lines not among them."""
+        return sum(step.discarded.total() - step.discarded["blank"] for step in self.steps)
+
     def check(self) -> None:
         """Raises LedgerError naming the step whose records do not balance."""
         for step in self.steps:

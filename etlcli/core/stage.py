@@ -52,7 +52,6 @@ class Context:
         reject: Callable[[Sequence[Reject]], None],
         memory: int = DEFAULT_MEMORY,
         base_dir: str = "",
-        max_line: int = 16 << 20,
         reads: tuple[Path, ...] = (),
     ) -> None:
         self.count = count
@@ -62,7 +61,6 @@ class Context:
         self.reject = reject
         self.memory = memory
         self.base_dir = base_dir
-        self.max_line = max_line
         self.reads = reads
         """Fields the steps after a source want decoded (a source only)."""
 

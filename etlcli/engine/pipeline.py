@@ -24,6 +24,7 @@ from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import find
 
 Log = Callable[..., None]
+_Step = tuple[Stage, StepCount, Policy]
 
 
 class Pipeline:
@@ -36,10 +37,13 @@ class Pipeline:
         self.run_id = secrets.token_hex(8)
         self._log = log
         self._findings = 0
+        self._quarantine: Quarantine | None = None
 
     def run(self) -> None:
         """Raises an EtlError for whatever ended the run. Temporary files are gone by then, also after a signal."""
         with ExitStack() as resources:
+            if self._quarantines():
+                self._quarantine = resources.enter_context(Quarantine(self.recipe, self.run_id))
             batches, sink, sink_count = self._build(resources)
             for batch in batches:
                 sink_count.received += len(batch)
@@ -47,74 +51,90 @@ class Pipeline:
             self.recipe.budget.check(self.ledger, finished=True)
             self.ledger.check()
             if self._findings:
-                raise FindingsError(f"{self._findings} records with findings, {self.ledger.received} records read")
+                raise FindingsError(f"records with findings: {self._findings} of {self.ledger.received}")
             sink.commit()
-        self._log("info", "run_finished", recipe=self.recipe.name, records=self.ledger.received)
+            self._log(
+                "info",
+                "run_finished",
+                recipe=self.recipe.name,
+                read=self.ledger.received,
+                written=sink_count.sent,
+                rejected=self.ledger.rejected(),
+                discarded=self.ledger.discarded(),
+            )
 
     def check(self) -> None:
-        """Everything up to the first record: components are built, inputs opened, schemas compiled. No output is made."""
+        """Everything up to the first record: components are built, inputs opened, schemas compiled. Nothing is written."""
         with ExitStack() as resources:
-            self._stages(resources)
-            self._component(self.recipe.source, self.ledger.open("source"), resources, "source")
+            self._quarantines()
+            stages = self._stages(resources)
+            self._source(self.ledger.open(self.recipe.source.id), stages, resources)
 
     def _build(self, resources: ExitStack) -> tuple[Iterator[Batch], Sink, StepCount]:
         recipe = self.recipe
         source_count = self.ledger.open(recipe.source.id)
         stages = self._stages(resources)
-        reads = _shared_reads([stage for stage, _, _ in stages])
         # Inputs are opened before the output, so that a missing file leaves no trace.
-        source: Source = self._component(recipe.source, source_count, resources, "source", reads=reads)
+        source = self._source(source_count, stages, resources)
         sink_count = self.ledger.open(recipe.sink.id)
-        sink: Sink = self._component(recipe.sink, sink_count, resources, "sink")
+        sink_policy = self._policy(recipe.sink.then)
+        sink: Sink = self._component("sink", recipe.sink, self._context(sink_count, sink_policy, resources))
         batches = _counted(source.batches(), source_count)
         for stage, count, policy in stages:
             batches = _through(stage, count, policy, batches)
         return batches, sink, sink_count
 
-    def _stages(self, resources: ExitStack) -> list[tuple[Stage, StepCount, Policy]]:
+    def _source(self, count: StepCount, stages: Sequence[_Step], resources: ExitStack) -> Source:
+        spec = self.recipe.source
+        # A run that only reports says of every bad line what is wrong, rather than stop at the first.
+        reporting = spec.then == "fail" and any(stage.reports for stage, _, _ in stages)
+        policy = self._policy("report" if reporting else spec.then)
+        reads = _shared_reads([stage for stage, _, _ in stages])
+        source: Source = self._component("source", spec, self._context(count, policy, resources, reads=reads))
+        return source
+
+    def _stages(self, resources: ExitStack) -> list[_Step]:
+        """The stages, in order. Those that hold their whole input share the memory."""
+        holding = [spec for spec in self.recipe.steps if find("stage", spec.uses).scope == "all"]
+        memory = self.recipe.memory // max(1, len(holding))
         stages = []
         for spec in self.recipe.steps:
             count = self.ledger.open(spec.id)
-            stage: Stage = self._component(spec, count, resources, "stage")
-            policy = self._policy("report" if stage.reports else spec.then, resources)
-            stages.append((stage, count, policy))
+            policy = self._policy(spec.then)
+            stage: Stage = self._component("stage", spec, self._context(count, policy, resources, memory=memory))
+            stages.append((stage, count, self._policy("report") if stage.reports else policy))
         return stages
 
-    def _component(
-        self, spec: StepSpec, count: StepCount, resources: ExitStack, kind: str, reads: tuple[Path, ...] = ()
-    ) -> Any:
-        ctx = Context(
-            count,
-            resources=resources,
-            log=self._log,
-            reject=partial(self._policy(spec.then, resources).reject, count),
-            memory=self.recipe.memory,
-            base_dir=self.recipe.base_dir,
-            reads=reads,
-        )
+    def _component(self, kind: str, spec: StepSpec, ctx: Context) -> Any:
         try:
             return find(kind, spec.uses)(spec.params, ctx)
         except UsageError as error:
             error.where = f"step {spec.id}"
             raise
 
-    def _policy(self, then: str, resources: ExitStack) -> Policy:
-        return Policy(then, self._handler(then, resources), self.recipe.budget, self.ledger)
+    def _context(self, count: StepCount, policy: Policy, resources: ExitStack, **rest: Any) -> Context:
+        reject = partial(policy.reject, count)
+        return Context(count, resources=resources, log=self._log, reject=reject, base_dir=self.recipe.base_dir, **rest)
 
-    def _handler(self, then: str, resources: ExitStack) -> Callable[[str, Sequence[Reject]], None]:
-        if then == "quarantine":
-            return self._quarantine(resources).put
-        return self._report if then == "report" else self._skip
+    def _policy(self, then: str) -> Policy:
+        handlers = {"quarantine": self._put_aside, "report": self._report}
+        return Policy(then, handlers.get(then, self._skip), self.recipe.budget, self.ledger)
 
-    def _quarantine(self, resources: ExitStack) -> Quarantine:
-        """One file for all steps, opened when the first step that may need it is built."""
-        if not hasattr(self, "_quarantine_file"):
-            if not self.recipe.quarantine:
-                raise UsageError(
-                    "on_error: quarantine needs a file", hint="name it with --quarantine (errors.quarantine)"
-                )
-            self._quarantine_file = resources.enter_context(Quarantine(self.recipe, self.run_id))
-        return self._quarantine_file
+    def _quarantines(self) -> bool:
+        """Whether any step puts records into quarantine; if so there must be a file for them."""
+        recipe = self.recipe
+        wanted = any(spec.then == "quarantine" for spec in (recipe.source, *recipe.steps, recipe.sink))
+        if wanted and not recipe.quarantine:
+            raise UsageError(
+                "a step that puts records into quarantine needs a file for them",
+                where="errors",
+                hint="name it with --quarantine (errors.quarantine)",
+            )
+        return wanted
+
+    def _put_aside(self, step: str, rejects: Sequence[Reject]) -> None:
+        assert self._quarantine is not None
+        self._quarantine.put(step, rejects)
 
     def _skip(self, step: str, rejects: Sequence[Reject]) -> None:
         for reject in rejects:

@@ -18,19 +18,18 @@ from typing import Any
 
 import msgspec
 
-from etlcli.core.batch import Batch
+from etlcli.core.batch import Batch, decode_record
 from etlcli.core.edit import edit, encode
-from etlcli.core.fields import MISSING, Path, exact_number
+from etlcli.core.fields import MISSING, Path
 from etlcli.schema.load import Schema
 
 _MAX_NODES = 10_000
 _MAX_NESTED_DEFAULTS = 50
-_MAX_DIGITS = 4300  # of a number that Python, and so every decoder here, takes in
 _ALL = frozenset(("null", "boolean", "integer", "number", "string", "array", "object"))
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,18}))?")
+"""A JSON number, without an exponent that is too large for any program to read."""
 _BOOLEANS = {"true": True, "false": False}
 
-_decode = msgspec.json.Decoder(dict[str, Any], float_hook=exact_number).decode
 _open_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _open_lines = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode_lines
@@ -155,8 +154,6 @@ class Fill:
 @lru_cache(maxsize=10_000)
 def _from_text(text: str, types: frozenset[str], plain_integers: bool) -> Any:
     """A text as one of the types, a number spelled as it was; MISSING where it is no such value."""
-    if len(text) > _MAX_DIGITS:
-        return MISSING
     if "boolean" in types and text in _BOOLEANS:
         return _BOOLEANS[text]
     if "number" in types:
@@ -179,7 +176,7 @@ def _is_integer(text: str, plain_only: bool) -> bool:
 
 def _decoded(line: bytes) -> dict[str, Any] | None:
     try:
-        return _decode(line)
+        return decode_record(line)
     except (msgspec.MsgspecError, ArithmeticError):
         return None
 

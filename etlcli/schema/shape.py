@@ -167,7 +167,7 @@ class _Builder:
     def _type(self, node: Any, values: Values) -> Any:
         """The type of the values at one place."""
         node = self._followed(node)
-        if node is False:
+        if node is False or isinstance(node, list):  # a list: the older way to say prefixItems
             raise _Inexpressible
         if node is True or node.keys().isdisjoint(_SCALAR | _NESTED):
             return Raw

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import jsonschema_rs
 import msgspec
 
-from etlcli.core.batch import Batch
+from etlcli.core.batch import Batch, decode_record
 from etlcli.core.edit import encode
-from etlcli.core.fields import exact_number, pointer
+from etlcli.core.fields import pointer
 from etlcli.errors import SchemaError
 from etlcli.schema.fill import raw_at
 from etlcli.schema.load import Schema
@@ -40,7 +40,6 @@ _ENGINES: dict[int, type[jsonschema_rs.Validator]] = {
 _VALUE = "\ufdd0"
 _TYPES = "array, boolean, integer, null, number, object, string"
 
-_decode = msgspec.json.Decoder(float_hook=exact_number).decode
 
 # What the engine may raise for a record it cannot take in: nothing that a signal raises is among them.
 _ENGINE_ERRORS = (ValueError, TypeError, OverflowError, RecursionError, ArithmeticError)
@@ -66,7 +65,7 @@ class Verdict:
             return [index for index in suspects if not self._is_valid(batch.lines[index])]
         try:
             verdicts = list(map(self._engine.is_valid, batch.records()))
-        except (*_ENGINE_ERRORS, msgspec.MsgspecError):  # one of them has an integer too long to decode, for instance
+        except (*_ENGINE_ERRORS, msgspec.MsgspecError):  # one of them has a number beyond all bounds, for instance
             verdicts = list(map(self._is_valid, batch.lines))
         return [] if all(verdicts) else [index for index, valid in enumerate(verdicts) if not valid]
 
@@ -76,7 +75,7 @@ class Verdict:
         try:
             found = [self._explain(error, line) for error in islice(self._errors(line), MAX_ERRORS + 1)]
         except (msgspec.MsgspecError, ArithmeticError):
-            return [{"pointer": "", "message": "cannot be judged: a number in it is too long to be read"}]
+            return [{"pointer": "", "message": "cannot be judged: a number in it is beyond all bounds"}]
         except _ENGINE_ERRORS as error:
             return [{"pointer": "", "message": f"cannot be judged: {error}"[:MAX_MESSAGE]}]
         if len(found) > MAX_ERRORS:
@@ -85,12 +84,12 @@ class Verdict:
 
     def _is_valid(self, line: bytes) -> bool:
         try:
-            return self._engine.is_valid(_decode(line))
+            return self._engine.is_valid(decode_record(line))
         except (*_ENGINE_ERRORS, msgspec.MsgspecError):
             return False
 
     def _errors(self, line: bytes) -> Iterator[jsonschema_rs.ValidationError]:
-        return self._engine.iter_errors(_decode(line))
+        return self._engine.iter_errors(decode_record(line))
 
     def _explain(self, error: jsonschema_rs.ValidationError, line: bytes) -> dict[str, Any]:
         absolute = error.absolute_keyword_location
