@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -151,7 +150,6 @@ class Fill:
                 found.append((path, spelling))
 
 
-@lru_cache(maxsize=10_000)
 def _from_text(text: str, types: frozenset[str], plain_integers: bool) -> Any:
     """A text as one of the types, a number spelled as it was; MISSING where it is no such value."""
     if "boolean" in types and text in _BOOLEANS:

@@ -28,7 +28,7 @@ DRAFTS = {
 }
 TYPES = ["null", "boolean", "integer", "number", "string", "array", "object"]
 NAMES = ["a", "b", "c", "a b", "é", ""]
-many = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # JSON as text, so that spellings, duplicate keys and numbers beyond any type are in it.
 NUMBERS = ["0", "-0", "1", "2", "3", "-1", "12", "1.0", "1.5", "-0.0", "1e2", "1.10", "2e0", "0.1", "10",
@@ -148,7 +148,7 @@ def test_errors_are_at_the_places_python_jsonschema_names(schema: Any, lines: li
         assert {keyword for _, keyword, _ in more} <= {"required"}
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(uri=st.sampled_from(list(DRAFTS)), schema=schemas(2, shaped=True, draft4=True), lines=batches)
 @example(uri="", schema={"properties": {"a": {"type": "number", "maximum": 2**53}}}, lines=['{"a": 9007199254740993}'])
 @example(uri="", schema={"properties": {"a": {"type": "integer"}}}, lines=['{"a": true}', '{"a": 1.0}'])

@@ -188,7 +188,8 @@ def test_a_boolean_schema_is_one() -> None:
 def test_an_integer_of_thousands_of_digits_is_one() -> None:
     endless = '{"a":' + "1" * 5000 + "}"
     assert invalid({"properties": {"a": {"type": "integer", "minimum": 5}}}, '{"a":1}', endless, '{"a":7}') == [0]
-    assert errors({"properties": {"a": {"type": "string"}}}, endless)[0]["value"].endswith("1…")
+    # The engine cannot show it, but that must not end the run.
+    assert "cannot be judged" in errors({"properties": {"a": {"type": "string"}}}, endless)[0]["message"]
 
 
 def test_a_number_beyond_all_bounds_makes_its_record_invalid_and_no_other() -> None:
