@@ -68,22 +68,17 @@ def component_command(name: str) -> click.Command:
     )  # fmt: skip
 
 
-class Argument(click.Argument):
-    """A positional argument that says what it is, in the help as options do."""
-
-    def __init__(self, name: str, metavar: str, help: str, *, repeats: bool = False, required: bool = True) -> None:
-        super().__init__([name], nargs=-1 if repeats else 1, required=required, metavar=metavar)
-        self.description = help
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        return self.make_metavar(ctx), self.description
-
-
 def click_parameter(option: Option) -> click.Parameter:
     """How an option looks on the command line. Values stay text here; `Declared` parses them."""
     if option.positional:
         metavar = f"[{option.metavar or 'FILE'}]" + ("..." if option.repeats else "")
-        return Argument(option.name, metavar, option.help, repeats=option.repeats, required=option.required)
+        return click.Argument(
+            [option.name],
+            nargs=-1 if option.repeats else 1,
+            required=option.required,
+            metavar=metavar,
+            help=option.help,
+        )
     shown = option.default
     if option.kind == "size" and shown is not None:
         shown = format_size(shown)

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import click
 
-from etlcli.cli.component import Argument, examples_text
+from etlcli.cli.component import examples_text
 from etlcli.errors import CannotCreateError
 from etlcli.io.files import open_output
 
@@ -44,5 +44,5 @@ command = click.Command(
     callback=init,
     help=_HELP,
     epilog=examples_text(EXAMPLES),
-    params=[Argument("directory", "DIR", "The directory to write to; it is made if need be.")],
+    params=[click.Argument(["directory"], metavar="DIR", help="The directory to write to; it is made if need be.")],
 )

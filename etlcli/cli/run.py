@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from etlcli.cli.component import Argument, examples_text, log_options, run_recipe
+from etlcli.cli.component import examples_text, log_options, run_recipe
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import RecipeError, UsageError
 from etlcli.io.terminal import safe
@@ -67,7 +67,7 @@ command = click.Command(
     help=_HELP,
     epilog=examples_text(EXAMPLES),
     params=[
-        Argument("recipe", "RECIPE", "The recipe's YAML file."),
+        click.Argument(["recipe"], metavar="RECIPE", help="The recipe's YAML file."),
         click.Option(["--set", "settings"], multiple=True, metavar="PATH=VALUE", help="Change a value for this run."),
         click.Option(["--dry-run"], is_flag=True, help="Check everything and show the plan; read and write no record."),
         click.Option(["--stats"], is_flag=True, help="Print the counts of every step as JSON on stderr."),

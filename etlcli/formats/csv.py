@@ -155,8 +155,10 @@ class Reader:
                     begun = reader.line_num
                 return
             except csv.Error as error:
-                first, open_quote = at + begun, "unexpected end of data" in str(error)
-                if open_quote and not final and sum(map(len, lines[first:])) < self._options.max_line:
+                # Either way a quote was opened that is not closed yet.
+                at_end, too_long = "unexpected end of data" in str(error), "field larger" in str(error)
+                first, open_quote = at + begun, at_end or too_long
+                if at_end and not final and sum(map(len, lines[first:])) < self._options.max_line:
                     yield _Row(None, first, len(lines) - first)
                     return
                 # A quote that is never closed would swallow everything behind it.

@@ -96,7 +96,13 @@ class Fill:
         try:
             return batch.records()
         except (msgspec.MsgspecError, ArithmeticError):
-            return [_decoded(line) or dict.fromkeys(self._fields) for line in batch.lines]
+            return list(map(self._decoded, batch.lines))
+
+    def _decoded(self, line: bytes) -> dict[str, Any]:
+        try:
+            return decode_record(line)
+        except (msgspec.MsgspecError, ArithmeticError):
+            return dict.fromkeys(self._fields)
 
     def _look(
         self,
@@ -170,13 +176,6 @@ def _is_integer(text: str, plain_only: bool) -> bool:
     digits = whole + (fraction or "")
     zeros = len(digits) - len(digits.rstrip("0"))
     return zeros == len(digits) or zeros >= len(fraction or "") - int(exponent or 0)
-
-
-def _decoded(line: bytes) -> dict[str, Any] | None:
-    try:
-        return decode_record(line)
-    except (msgspec.MsgspecError, ArithmeticError):
-        return None
 
 
 class _Planner:
