@@ -93,7 +93,7 @@ class Verdict:
 
     def _explain(self, error: jsonschema_rs.ValidationError, line: bytes) -> dict[str, Any]:
         absolute = error.absolute_keyword_location
-        value = excerpt(line, error.instance_path)
+        value = _excerpt(_offending(error, line))
         shown = value if len(value) <= 60 else value[:59] + "…"
         message = error.message.replace(_VALUE, shown, 1)
         if error.kind.name == "falseSchema":
@@ -130,10 +130,17 @@ def subvalidator(part: dict[str, Any], draft: int, formats: bool) -> jsonschema_
     return _ENGINES[draft](part, validate_formats=formats, retriever=_refuse)
 
 
-def excerpt(line: bytes, path: list[str | int]) -> str:
-    """The start of the value at a path, as it is spelled in the record."""
+def _offending(error: jsonschema_rs.ValidationError, line: bytes) -> bytes:
+    """The value that an error is about, as it is spelled in the record."""
+    try:
+        return raw_at(line, error.instance_path)
+    except (LookupError, ValueError, msgspec.MsgspecError):  # the engine leaves names that are empty out of its paths
+        return encode(error.instance)
+
+
+def _excerpt(raw: bytes) -> str:
     # Four bytes a character at most; a character that the cut splits is dropped.
-    text = raw_at(line, path)[: 4 * MAX_EXCERPT + 4].decode(errors="ignore")
+    text = raw[: 4 * MAX_EXCERPT + 4].decode(errors="ignore")
     return text if len(text) <= MAX_EXCERPT else text[: MAX_EXCERPT - 1] + "…"
 
 
@@ -157,7 +164,7 @@ def _explained(schema: Schema, error: jsonschema_rs.ValidationError) -> SchemaEr
     if error.kind.name == "$ref":
         return _bad_reference(schema, error.message)
     place = tuple(error.instance_path)
-    value = excerpt(encode(error.instance), [])
+    value = _excerpt(encode(error.instance))
     if isinstance(error.kind, jsonschema_rs.ValidationErrorKind.Format) and error.kind.format == "regex":
         return schema.error(f"{value} is not a regular expression", place)
     if place[-1:] == ("type",) and error.kind.name == "anyOf":

@@ -268,6 +268,12 @@ def test_the_schema_pointer_leads_through_embedded_resources_from_the_root() -> 
     assert errors(schema, '{"a":1}')[0]["schema_pointer"] == "/$defs/o/properties/a/type"
 
 
+def test_an_empty_name_on_the_way_to_an_error_does_no_harm() -> None:
+    schema = {"properties": {"": {"items": {"properties": {"b": {"type": "null"}}}}}}
+    (error,) = errors(schema, '{"":[{"b":"x"}]}')
+    assert error["value"] == '"x"' and error["keyword"] == "type"
+
+
 def test_values_and_messages_are_cut_and_a_character_is_not() -> None:
     for text in ("é" * 10_000_000, "😀" * 200, "\\u00e9" * 500):
         (error,) = errors({"properties": {"a": {"type": "null"}}}, f'{{"a": "{text}"}}')
