@@ -14,7 +14,7 @@ from etlcli.recipe.load import load_recipe
 from etlcli.recipe.schema import recipe_schema
 
 ROOT = Path(__file__).parent.parent.parent
-RECIPES = sorted((ROOT / "tests" / "cases" / "run").glob("*/recipe.yaml")) + [ROOT / "etlcli" / "sample" / "recipe.yaml"]
+RECIPES = [*sorted((ROOT / "tests/cases/run").glob("*/recipe.yaml")), ROOT / "etlcli/sample/recipe.yaml"]
 
 
 def test_the_committed_schema_is_a_schema() -> None:
