@@ -7,9 +7,10 @@ as `MISSING`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Mapping, Sequence
+from decimal import MAX_EMAX, Decimal, InvalidOperation
 from functools import lru_cache
+from math import isinf
 from operator import attrgetter
 from typing import Any
 
@@ -17,6 +18,7 @@ import msgspec
 
 Path = tuple[str, ...]
 MISSING = msgspec.UNSET
+_LARGEST = Decimal((0, (9,), MAX_EMAX))
 
 
 def parse_path(text: str) -> Path:
@@ -60,16 +62,11 @@ class Projection:
         self.paths = paths
         tops = list(dict.fromkeys(path[0] for path in paths))
         names = {top: f"f{number}" for number, top in enumerate(tops)}
-        struct = msgspec.defstruct(
-            "Projected",
-            [(names[top], Any, MISSING) for top in tops],
-            rename={name: top for top, name in names.items()},
-            gc=False,
-        )
         self._attributes = {path: names[path[0]] for path in paths}
-        self.decode: Callable[[bytes], list[Any]] = msgspec.json.Decoder(struct).decode_lines
-        self._decode_exact: Callable[[bytes], Any] = msgspec.json.Decoder(struct, float_hook=exact_number).decode
-        self._struct = struct
+        self._struct: Any = projected_struct(names)
+        kind = self._struct or dict[str, Any]
+        self.decode: Callable[[bytes], list[Any]] = msgspec.json.Decoder(kind).decode_lines
+        self._decode_exact: Callable[[bytes], Any] = msgspec.json.Decoder(kind, float_hook=exact_number).decode
 
     def decode_exact(self, line: bytes) -> Any:
         """Raises msgspec.ValidationError for what is no object, msgspec.DecodeError for what is no JSON."""
@@ -79,13 +76,27 @@ class Projection:
             if not line.lstrip().startswith(b"{"):
                 raise
             record = decode_long(line)
+            if self._struct is None:
+                return record
             return self._struct(**{name: record[top] for (top, *_), name in self._attributes.items() if top in record})
 
     def column(self, structs: list[Any], path: Path) -> list[Any]:
         """The values of one of the projection's paths, a record each; MISSING where there is none."""
-        name = self._attributes[path]
-        values = list(map(attrgetter(name), structs))
+        if self._struct is None:
+            return [walk(record, path) for record in structs]
+        values = list(map(attrgetter(self._attributes[path]), structs))
         return values if len(path) == 1 else [walk(value, path[1:]) for value in values]
+
+
+def projected_struct(names: Mapping[str, str], **options: bool) -> Any:
+    """A struct type that decodes the named fields, each to the attribute it is mapped to. None when a name has
+    characters the decoder does not take in a struct (quotes, backslashes, controls)."""
+    fields = [(attribute, Any, MISSING) for attribute in names.values()]
+    renamed = {attribute: name for name, attribute in names.items()}
+    try:
+        return msgspec.defstruct("Projected", fields, rename=renamed, gc=False, **options)
+    except ValueError:
+        return None
 
 
 @lru_cache(maxsize=64)
@@ -112,4 +123,9 @@ def _any_integer(text: str) -> int | Decimal:
 def exact_number(text: str) -> float | Decimal:
     """A JSON number with a fraction or exponent: a float, or a Decimal where a double would overflow."""
     number = float(text)
-    return Decimal(text) if number in (float("inf"), float("-inf")) else number
+    if not isinf(number):
+        return number
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent of 19 digits: larger than anything else is all that can be said
+        return _LARGEST.copy_sign(Decimal(number))

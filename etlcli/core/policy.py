@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from etlcli.core.batch import Reject
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.errors import FindingsError
 
 THEN = ("fail", "skip", "quarantine")
+_PART = 256
 Handler = Callable[[str, Sequence[Reject]], None]
 """Takes a step's id and its rejects, and returns when they are handled."""
 
@@ -76,8 +78,10 @@ class Policy:
                 where=f"{first.origin or 'a record'} (step {count.step})",
                 hint="nothing was published; to go on without such records use --on-error skip or quarantine",
             )
-        self._handle(count.step, rejects)
-        for reject in rejects:
-            count.rejected[reject.code] += 1
+        # In parts, and each part once: a reject may be explained only when it is looked at, and that may be large.
+        remaining = iter(rejects)
+        while part := list(islice(remaining, _PART)):
+            self._handle(count.step, part)
+            count.rejected.update(reject.code for reject in part)
         if self.then != "report":
             self._budget.check(self._ledger, finished=False)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from etlcli.core.batch import Batch, Reject, Span
-from etlcli.core.fields import MISSING
+from etlcli.core.fields import MISSING, projected_struct
 from etlcli.errors import DataError
 from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions, ndjson
 
@@ -236,12 +236,13 @@ class Writer:
         self._quoted = _Memo(self._quote)
         self._header = options.header
         self._columns = options.columns
+        self._begun = False
         self._decode: Callable[[bytes], list[Any]] | None = None
 
     def write(self, batch: Batch) -> list[Reject]:
         if not batch.count:
             return []
-        if self._decode is None:
+        if not self._begun:
             self._begin(batch)
         try:
             rows = self._rows(batch)
@@ -251,24 +252,24 @@ class Writer:
         return []
 
     def close(self) -> None:
-        if self._header and self._columns and self._decode is None:
+        if self._header and self._columns and not self._begun:
             self._put([list(map(self._quote, self._columns))])
 
     def _begin(self, batch: Batch) -> None:
+        self._begun = True
         self._columns = self._columns or tuple(_open(batch.lines[0]))
-        names = {f"f{number}": name for number, name in enumerate(self._columns)}
-        fields = [(field, Any, MISSING) for field in names]
-        struct = msgspec.defstruct("Row", fields, rename=names, forbid_unknown_fields=True, gc=False)
-        self._attributes = tuple(names)
-        self._decode = msgspec.json.Decoder(struct, float_hook=_NumberText).decode_lines
+        names = {name: f"f{number}" for number, name in enumerate(self._columns)}
+        self._attributes = tuple(names.values())
+        struct = projected_struct(names, forbid_unknown_fields=True)
+        if struct is not None:
+            self._decode = msgspec.json.Decoder(struct, float_hook=_NumberText).decode_lines
         if self._header:
             self._put([list(map(self._quote, self._columns))])
 
     def _rows(self, batch: Batch) -> Iterator[Sequence[str]]:
         """All records at once. Raises when one has an unknown field, or a value whose bytes must be looked at."""
-        if _MINUS_ZERO.search(batch.chunk):
-            raise ValueError("-0 would become 0")
-        assert self._decode is not None
+        if self._decode is None or _MINUS_ZERO.search(batch.chunk):  # -0 would become 0
+            raise ValueError("the values' own bytes are wanted")
         structs = self._decode(batch.chunk)
         columns = [self._cells([getattr(struct, name) for struct in structs]) for name in self._attributes]
         return zip(*columns, strict=True)

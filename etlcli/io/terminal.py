@@ -14,6 +14,11 @@ def safe(text: str, limit: int = 2000) -> str:
     return _UNSAFE.sub(_escape, shown)
 
 
+def safe_json(text: str) -> str:
+    """JSON text with the same characters, which can only stand in its strings, as JSON's own escapes."""
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

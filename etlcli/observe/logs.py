@@ -60,7 +60,9 @@ class Log:
         if self._format == "json":
             import msgspec
 
-            return msgspec.json.encode(line).decode()
+            from etlcli.io.terminal import safe_json
+
+            return safe_json(msgspec.json.encode(line).decode())
         return " ".join(f"{name}={_logfmt(value)}" for name, value in line.items() if value is not None)
 
 
