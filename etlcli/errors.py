@@ -7,6 +7,7 @@
     ├── InputMissingError    66  an input is not there or may not be read
     ├── CannotCreateError    73  an output cannot be created
     ├── InputOutputError     74  I/O: full disk, closed stdout, truncated upstream
+    ├── TryLaterError        75  somebody else is at it
     ├── RecipeError          78  a bad recipe
     ├── SchemaError          78  a bad schema
     └── LedgerError          70  a step's records do not balance
@@ -73,6 +74,10 @@ class CannotCreateError(EtlError):
 
 class InputOutputError(EtlError):
     exit_code = 74
+
+
+class TryLaterError(EtlError):
+    exit_code = 75
 
 
 class RecipeError(EtlError):

@@ -35,6 +35,7 @@ EXIT_CODES = {
     70: "internal error; records that do not balance",
     73: "an output cannot be created",
     74: "I/O error: full disk, closed stdout, an upstream etl that did not finish",
+    75: "try later: another run changed the file that was to be appended to",
     78: "bad recipe or schema",
     130: "interrupted (SIGINT); 143 terminated (SIGTERM); 141 the reader of stdout went away (SIGPIPE)",
 }

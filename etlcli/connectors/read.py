@@ -12,7 +12,7 @@ from etlcli.core.intake import DEFAULT_MAX_LINE, parse
 from etlcli.core.stage import Context, Source
 from etlcli.formats import Reader, ReadOptions, format_of, module
 from etlcli.io.compression import opened
-from etlcli.io.inputs import STDIN, InputStream, expand, open_input
+from etlcli.io.inputs import STDIN, InputStream, check_input, expand, open_input
 from etlcli.registry import FORMATS
 
 
@@ -49,19 +49,16 @@ CSV is 1.10 in the JSON."""
         super().__init__(params, ctx)
         self._paths = expand(params.paths or (STDIN,), ctx.base_dir)
         # Missing files are found before anything is read or created.
-        self._first = self._open(self._paths[0])
-        for path in self._paths[1:]:
-            if path != STDIN:
-                open_input(path).close()
+        for path in self._paths:
+            check_input(path)
 
     def batches(self) -> Iterator[Batch]:
-        for number, path in enumerate(self._paths):
-            stream = self._open(path) if number else self._first
-            yield from self._read(stream, path)
-            stream.close()
-
-    def _open(self, path: str) -> InputStream:
-        return open_input(path)
+        for path in self._paths:
+            stream = open_input(path)
+            try:
+                yield from self._read(stream, path)
+            finally:
+                stream.close()
 
     def _read(self, stream: InputStream, path: str) -> Iterator[Batch]:
         name = format_of(path) if self.params.format == "auto" else self.params.format

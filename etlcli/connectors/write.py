@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import resource
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -15,7 +13,7 @@ from etlcli.core.batch import Batch, Reject
 from etlcli.core.edit import encode
 from etlcli.core.fields import MISSING, parse_path
 from etlcli.core.stage import Context, Sink
-from etlcli.errors import CannotCreateError, DataError, UsageError
+from etlcli.errors import CannotCreateError, UsageError
 from etlcli.formats import WriteOptions, Writer, format_of, module
 from etlcli.io.compression import Compressed, method_of, opened
 from etlcli.io.files import AtomicFile, Output, open_output
@@ -58,10 +56,14 @@ below the template's own directory, whatever it holds."""
         columns = params.fields("CSV and TSV columns, in order; by default the first record's fields.")
         max_files = params.integer("Most files a template may make.", default=1000, minimum=1)
 
+        def verify(self) -> None:
+            if bool(self.path) == bool(self.path_template):
+                raise ValueError("path: write needs a path or a path template, one of them")
+            if self.path_template:
+                _Template(self.path_template, "")
+
     def __init__(self, params: Any, ctx: Context) -> None:
         super().__init__(params, ctx)
-        if bool(params.path) == bool(params.path_template):
-            raise UsageError("write needs a path or a --path-template, one of them")
         self._files: dict[str, _File] = {}
         if params.path:
             path = params.path if params.path == STDIN else os.path.join(ctx.base_dir, params.path)
@@ -85,10 +87,11 @@ below the template's own directory, whatever it holds."""
             self.ctx.log("info", "published", path=file.output.path)
 
     def _open(self, path: str) -> _File:
-        file = _File(path, self.params)
-        self.ctx.resources.callback(file.output.abort)
-        self._files[path] = file
-        return file
+        exclusive, append = self.params.mode == "create", self.params.mode == "append"
+        output = Stdout() if path == STDIN else open_output(path, exclusive=exclusive, append=append)
+        self.ctx.resources.callback(output.abort)
+        self._files[path] = _File(output, path, self.params)
+        return self._files[path]
 
     def _write_partitions(self, batch: Batch) -> list[Reject]:
         parts: dict[str, list[int]] = {}
@@ -118,22 +121,20 @@ below the template's own directory, whatever it holds."""
 class _File:
     """One output: format over compression over an atomic file."""
 
-    def __init__(self, path: str, params: Any) -> None:
+    def __init__(self, output: Output, path: str, params: Any) -> None:
+        self.output = output
         name = format_of(path) if params.format == "auto" else params.format
-        self.output: Output = (
-            Stdout()
-            if path == STDIN
-            else open_output(path, exclusive=params.mode == "create", append=params.mode == "append")
-        )
+        writer: type[Writer] = module(name).Writer
+        options = WriteOptions(name, params.columns)
         method = method_of(path)
-        columns, header = params.columns, True
-        if params.mode == "append" and isinstance(self.output, AtomicFile):
-            columns, header = _continue(self.output, path, name, params.columns)
-        self._compressed = Compressed(method, self.output.write) if method else None
-        write = self._compressed.write if self._compressed else self.output.write
-        self._buffer = _Buffered(write)
-        self._direct = isinstance(self.output, Stdout)
-        self._writer: Writer = module(name).Writer(self._buffer.write, WriteOptions(name, columns, header))
+        if isinstance(output, AtomicFile) and output.last_byte:
+            options = _following(writer, path, options)
+            if method is None and output.last_byte != b"\n":
+                output.write(b"\n")
+        self._compressed = Compressed(method, output.write) if method else None
+        self._buffer = _Buffered(self._compressed.write if self._compressed else output.write)
+        self._direct = isinstance(output, Stdout)
+        self._writer = writer(self._buffer.write, options)
 
     def write(self, batch: Batch) -> list[Reject]:
         rejects = self._writer.write(batch)
@@ -176,13 +177,13 @@ class _Template:
         pieces = _PLACEHOLDER.split(text)
         self._literals = pieces[::2]
         if len(pieces) == 1 or any("{" in literal or "}" in literal for literal in self._literals):
-            raise UsageError(f"{text!r} is no path template", hint="write fields in braces: 'out/{country}.ndjson'")
+            raise ValueError(f"path_template: {text!r} names no field in braces, as 'out/{{country}}.ndjson' does")
         if ".." in text.split("/"):
-            raise UsageError(f"the path template {text!r} must not hold '..'")
+            raise ValueError(f"path_template: {text!r} must not hold '..'")
         try:
             self.fields = tuple(map(parse_path, pieces[1::2]))
         except ValueError as error:
-            raise UsageError(f"path template: {error}") from None
+            raise ValueError(f"path_template: {error}") from None
         self._text = text
         self._base_dir = base_dir
         self._memo: dict[tuple[Any, ...], str] = {}
@@ -201,8 +202,8 @@ class _Template:
 
 
 def component(value: Any, field: str) -> str:
-    """A value as part of a file name: percent-encoded, never empty, `.` or `..`, never with a slash. Two values never
-    give the same name."""
+    """A value as part of a file name: percent-encoded, never empty, `.` or `..`, never with a slash. Values that
+    differ in their text give different names (1 and "1" do not)."""
     if value is None or value is MISSING:
         raise ValueError(f"the field {field} names the file, but it is {'null' if value is None else 'missing'}")
     if isinstance(value, list | dict):
@@ -220,42 +221,28 @@ def _bounded(name: str) -> str:
     """A path component no file system finds too long; what is cut off lives on in a hash."""
     if len(name.encode()) <= _NAME_LIMIT:
         return name
+    import hashlib
+
     digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
     _, dot, suffix = name.rpartition(".")
     tail = f"~{digest}.{suffix}" if dot and len(suffix) < 20 else f"~{digest}"
     return name.encode()[: _NAME_LIMIT - len(tail.encode())].decode(errors="ignore") + tail
 
 
-def _continue(output: AtomicFile, path: str, name: str, columns: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
-    """What a writer must know to go on after the old content: the columns, and whether a header is still to come."""
-    if not output.last_byte:
-        return columns, True
-    if name == "json":
-        raise UsageError(
-            f"cannot append to {path}: a JSON array ends where it ends", hint="use .ndjson, or --mode replace"
-        )
-    if name in ("csv", "tsv"):
-        old = _header(path, name)
-        if columns and columns != old:
-            raise DataError(
-                f"{path} has the columns {', '.join(old)}", where=path, hint="leave --columns out to append"
-            )
-        columns = old
-    if method_of(path) is None and output.last_byte != b"\n":
-        output.write(b"\n")
-    return columns, False
-
-
-def _header(path: str, name: str) -> tuple[str, ...]:
-    import csv
-
+def _following(writer: type[Writer], path: str, options: WriteOptions) -> WriteOptions:
+    """The options for writing on after what the file holds."""
     stream = open_input(path)
-    line = opened(stream).read(1 << 16).decode(errors="replace")
-    stream.close()
-    return tuple(next(csv.reader([line.splitlines()[0]], delimiter="," if name == "csv" else "\t")))
+    try:
+        return writer.following(opened(stream), path, options)
+    except ValueError as error:
+        raise UsageError(f"cannot append to {path}: {error}", hint="use another format, or --mode replace") from None
+    finally:
+        stream.close()
 
 
 def _allow_open_files(count: int) -> None:
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 64
     if soft < wanted:

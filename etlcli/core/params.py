@@ -113,6 +113,10 @@ class Declared:
             if option.required and parsed in (None, ()):
                 raise ValueError(f"{option.name}: required")
             setattr(self, option.name, parsed)
+        self.verify()
+
+    def verify(self) -> None:
+        """For subclasses: whether the values go together. Raises ValueError, `option: reason`."""
 
     def values(self) -> dict[str, Any]:
         return {option.name: getattr(self, option.name) for option in self.options}
@@ -167,7 +171,10 @@ def choice(choices: tuple[str, ...], help: str, *, default: str | None = None) -
 
 def parse_size(value: Any) -> int:
     """`64MiB`, `10MB`, `512k` or a number of bytes, in bytes. k, M, G alone are binary, as in GNU tools."""
-    return int(_quantity(value, _SIZE_UNITS, "a size such as 64MiB"))
+    size = _quantity(value, _SIZE_UNITS, "a size such as 64MiB")
+    if not 1 <= size < 1 << 62:
+        raise ValueError(f"expected a size such as 64MiB, not {value!r}")
+    return int(size)
 
 
 def parse_duration(value: Any) -> float:

@@ -7,34 +7,36 @@ clean-up are done here and nowhere else.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Policy
 from etlcli.core.stage import Context, Sink, Source, Stage
-from etlcli.engine.quarantine import Quarantine
 from etlcli.errors import FindingsError, UsageError
 from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import find
+
+if TYPE_CHECKING:
+    from etlcli.engine.quarantine import Quarantine
 
 Log = Callable[..., None]
 _Step = tuple[Stage, StepCount, Policy]
 
 
 class Pipeline:
-    """One run of a recipe. `run` either publishes everything and returns, or publishes nothing and raises; `ledger` has
-    the counts either way."""
+    """One run of a recipe. A run that is not good raises before the sink publishes anything (what went to standard output
+    is out); `ledger` has the counts either way."""
 
     def __init__(self, recipe: Recipe, log: Log) -> None:
         self.recipe = recipe
         self.ledger = Ledger()
-        self.run_id = secrets.token_hex(8)
+        self.run_id = os.urandom(8).hex()
         self._log = log
         self._findings = 0
         self._quarantine: Quarantine | None = None
@@ -43,6 +45,8 @@ class Pipeline:
         """Raises an EtlError for whatever ended the run. Temporary files are gone by then, also after a signal."""
         with ExitStack() as resources:
             if self._quarantines():
+                from etlcli.engine.quarantine import Quarantine
+
                 self._quarantine = resources.enter_context(Quarantine(self.recipe, self.run_id))
             batches, sink, sink_count = self._build(resources)
             for batch in batches:
@@ -78,7 +82,9 @@ class Pipeline:
         source = self._source(source_count, stages, resources)
         sink_count = self.ledger.open(recipe.sink.id)
         sink_policy = self._policy(recipe.sink.then)
-        sink: Sink = self._component("sink", recipe.sink, self._context(sink_count, sink_policy, resources))
+        sink_context = self._context(sink_count, sink_policy, resources)
+        reporting = any(stage.reports for stage, _, _ in stages)
+        sink: Sink = Nowhere({}, sink_context) if reporting else self._component("sink", recipe.sink, sink_context)
         batches = _counted(source.batches(), source_count)
         for stage, count, policy in stages:
             batches = _through(stage, count, policy, batches)
@@ -117,8 +123,8 @@ class Pipeline:
         return Context(count, resources=resources, log=self._log, reject=reject, base_dir=self.recipe.base_dir, **rest)
 
     def _policy(self, then: str) -> Policy:
-        handlers = {"quarantine": self._put_aside, "report": self._report}
-        return Policy(then, handlers.get(then, self._skip), self.recipe.budget, self.ledger)
+        handlers = {"fail": self._skip, "skip": self._skip, "quarantine": self._put_aside, "report": self._report}
+        return Policy(then, handlers[then], self.recipe.budget, self.ledger)
 
     def _quarantines(self) -> bool:
         """Whether any step puts records into quarantine; if so there must be a file for them."""
@@ -145,6 +151,16 @@ class Pipeline:
         for reject in rejects:
             for error in reject.errors:
                 self._log("error", "finding", **{**_described(step, reject), **error})
+
+
+class Nowhere(Sink):
+    """For a run that only reports: it makes no output, not even an empty one."""
+
+    def write(self, batch: Batch) -> int:
+        return batch.count
+
+    def commit(self) -> None:
+        pass
 
 
 def _described(step: str, reject: Reject) -> dict[str, Any]:

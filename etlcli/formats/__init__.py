@@ -20,7 +20,7 @@ from etlcli.registry import FORMATS
 
 
 class ByteStream(Protocol):
-    """Decompressed bytes. `read` returns at most `size`, what is there now on a pipe, and b"" only at the end."""
+    """Decompressed bytes. `read` returns at most `size`, perhaps less, and b"" only at the end."""
 
     def read(self, size: int) -> bytes: ...
 
@@ -62,6 +62,11 @@ class WriteOptions(NamedTuple):
 
 class Writer(Protocol):
     def __init__(self, out: Callable[[bytes], object], options: WriteOptions) -> None: ...
+
+    @classmethod
+    def following(cls, old: ByteStream, path: str, options: WriteOptions) -> WriteOptions:
+        """The options for writing on after the `old` content of `path`. Raises ValueError with the reason where that
+        cannot be."""
 
     def write(self, batch: Batch) -> list[Reject]:
         """Writes the records it can and returns the others, code `sink_refused`."""

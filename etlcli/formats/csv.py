@@ -11,12 +11,13 @@ import csv
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from io import StringIO
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.batch import Batch, Reject, Span
-from etlcli.core.fields import MISSING, projected_struct
+from etlcli.core.batch import Batch, Origin, Reject, Span
+from etlcli.core.fields import MISSING, pointer, projected_struct
 from etlcli.errors import DataError
 from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions, ndjson
 
@@ -51,43 +52,54 @@ class Reader:
         self._dialect: dict[str, Any] = {"delimiter": delimiter_of(options.name), "strict": True}
         self._tokens = _Tokens(infer=options.types == "infer")
         self._template = ""
-        self._width = 0
+        self.names: tuple[str, ...] = ()
+        """The header, when the first row has been read."""
         csv.field_size_limit(min(options.max_line, 2**31 - 1))
 
     def chunks(self) -> Iterator[RawChunk | Reject]:
         held: RawChunk | None = None
         for item in self._chunks:
             if isinstance(item, Reject):
+                if not self._template:
+                    raise DataError(f"{item.origin}: the header is longer than --max-line", where=str(item.origin))
                 yield item
                 continue
             raw = item if held is None else _joined(held, item)
             held = None
             if not self._template:
-                raw = self._without_header(raw)
+                rest = self._without_header(raw, final=False)
+                if rest is None:
+                    held = raw
+                    continue
+                raw = rest
             converted = self._convert_plain(raw)
             if converted is not None:
                 yield converted
             else:
                 held = yield from self._convert_rows(raw, final=False)
+        if held is not None and not self._template:
+            held = self._without_header(held, final=True)
         if held is not None:
             yield from self._convert_rows(held, final=True)
 
-    def _without_header(self, raw: RawChunk) -> RawChunk:
-        text = self._decode(raw.chunk)
-        reader = csv.reader(StringIO(text, newline="\n"), **self._dialect)
+    def _without_header(self, raw: RawChunk, *, final: bool) -> RawChunk | None:
+        """The chunk behind the header, which is taken in; None if the header is not complete yet."""
+        reader = csv.reader(StringIO(self._decode(raw.chunk), newline="\n"), **self._dialect)
         try:
             names = next((row for row in reader if row), [])
         except csv.Error as error:
+            if "unexpected end of data" in str(error) and not final and len(raw.chunk) <= self._options.max_line:
+                return None
             raise self._header_error(f"the header cannot be read: {error}", raw.span) from None
         if not names:
-            return RawChunk(b"", raw.span)
+            return _cut(raw, reader.line_num)
         twice = {name for name in names if names.count(name) > 1}
         if twice or not all(names):
             what = f"names {sorted(twice)[0]!r} twice" if twice else f"has no name for column {names.index('') + 1}"
             raise self._header_error(f"the header {what}", raw.span)
         if _SURROGATE.search("".join(names)):
             raise self._header_error("the header is not UTF-8", raw.span)
-        self._width = len(names)
+        self.names = tuple(names)
         members = ",".join(_encode(name).decode().replace("%", "%%") + ":%s" for name in names)
         self._template = "{" + members + "}"
         return _cut(raw, reader.line_num)
@@ -104,7 +116,7 @@ class Reader:
             rows = list(reader)
         except (UnicodeDecodeError, csv.Error):
             return None
-        if reader.line_num != len(rows) or set(map(len, rows)) - {self._width}:
+        if reader.line_num != len(rows) or set(map(len, rows)) - {len(self.names)}:
             return None
         template, token = self._template, self._tokens.__getitem__
         lines = [template % tuple(map(token, row)) for row in rows]
@@ -114,30 +126,25 @@ class Reader:
     def _convert_rows(self, raw: RawChunk, *, final: bool) -> Generator[RawChunk | Reject, None, RawChunk | None]:
         """Row by row: with rejects, and with rows over several lines. Returns what is left: a row that is only begun."""
         lines = raw.chunk.split(b"\n")[:-1]
+        starts = list(accumulate((len(line) + 1 for line in lines), initial=raw.span.offset))
         good: list[bytes] = []
-        numbers: list[int] = []
-        offsets: list[int] = []
-        starts = [raw.span.offset]
-        for line in lines:
-            starts.append(starts[-1] + len(line) + 1)
+        origins: list[Origin] = []
         rest: RawChunk | None = None
         for row in self._rows(lines, final=final):
             if row.cells is None and not row.problem:
                 rest = _cut(raw, row.first)
                 break
-            numbers.append(raw.span.line + row.first)
-            offsets.append(starts[row.first])
+            origin = Origin(raw.span.path, raw.span.line + row.first, starts[row.first])
             problem = self._problem(row)
             if problem is None:
                 good.append(self._line(row.cells or []))
-                continue
-            del numbers[-1], offsets[-1]
-            origin = Span(raw.span.path, 0, 0, b"", [raw.span.line + row.first], [starts[row.first]]).origin(0)
-            yield Reject(
-                problem[0], [{"message": problem[1]}], b"\n".join(lines[row.first : row.first + row.height]), origin
-            )
+                origins.append(origin)
+            else:
+                row_bytes = b"\n".join(lines[row.first : row.first + row.height])
+                yield Reject(problem[0], [{"message": problem[1]}], row_bytes, origin)
         if good:
             chunk = b"\n".join([*good, b""])
+            numbers, offsets = [origin.line for origin in origins], [origin.offset for origin in origins]
             yield RawChunk(chunk, Span(raw.span.path, numbers[0], offsets[0], chunk, numbers, offsets))
         self._tokens.forget()
         return rest
@@ -147,33 +154,39 @@ class Reader:
         neither cells nor problem."""
         at = 0
         while at < len(lines):
-            reader = csv.reader((self._decode(line) + "\n" for line in lines[at:]), **self._dialect)
-            begun = 0
-            try:
-                for cells in reader:
-                    yield _Row(cells, at + begun, reader.line_num - begun)
-                    begun = reader.line_num
-                return
-            except csv.Error as error:
-                # Either way a quote was opened that is not closed yet.
-                at_end, too_long = "unexpected end of data" in str(error), "field larger" in str(error)
-                first, open_quote = at + begun, at_end or too_long
-                if at_end and not final and sum(map(len, lines[first:])) < self._options.max_line:
-                    yield _Row(None, first, len(lines) - first)
-                    return
-                # A quote that is never closed would swallow everything behind it.
-                count = 1 if open_quote else reader.line_num - begun
-                yield _Row(None, first, count, "a quote is never closed" if open_quote else str(error))
-                at = first + count
+            reader = csv.reader((self._decode(lines[i]) + "\n" for i in range(at, len(lines))), **self._dialect)
+            begun = at
+            while True:
+                try:
+                    cells = next(reader, None)
+                except csv.Error as error:
+                    problem = str(error)
+                else:
+                    if cells is None:
+                        return
+                    problem = ""
+                ended = at + reader.line_num
+                at_end = "unexpected end of data" in problem
+                if at_end or "field larger" in problem:
+                    # A quote was opened that is not closed yet.
+                    if at_end and not final and sum(map(len, lines[begun:])) < self._options.max_line:
+                        yield _Row(None, begun, len(lines) - begun)
+                        return
+                    # Never closed, it would swallow everything behind it: reading goes on at the next line.
+                    yield _Row(None, begun, 1, "a quote is never closed")
+                    at = begun + 1
+                    break
+                yield _Row(None if problem else cells, begun, ended - begun, problem)
+                begun = ended
 
     def _problem(self, row: _Row) -> tuple[str, str] | None:
         if row.cells is None:
             return "bad_json", f"not {self._options.name.upper()}: {row.problem}"
         if any(map(_SURROGATE.search, row.cells)):
             return "bad_utf8", "not UTF-8"
-        if row.cells and len(row.cells) != self._width:
-            code = "missing_field" if len(row.cells) < self._width else "bad_type"
-            return code, f"the row has {len(row.cells)} cells, the header has {self._width}"
+        if row.cells and len(row.cells) != len(self.names):
+            code = "missing_field" if len(row.cells) < len(self.names) else "bad_type"
+            return code, f"the row has {len(row.cells)} cells, the header has {len(self.names)}"
         return None
 
     def _line(self, cells: list[str]) -> bytes:
@@ -239,6 +252,14 @@ class Writer:
         self._begun = False
         self._decode: Callable[[bytes], list[Any]] | None = None
 
+    @classmethod
+    def following(cls, old: ByteStream, path: str, options: WriteOptions) -> WriteOptions:
+        reader = Reader(old, ReadOptions(options.name, path, lambda *args, **fields: None))
+        next(reader.chunks(), None)
+        if reader.names and options.columns and reader.names != options.columns:
+            raise ValueError(f"its columns are {', '.join(reader.names)}")
+        return options._replace(columns=reader.names or options.columns, header=not reader.names)
+
     def write(self, batch: Batch) -> list[Reject]:
         if not batch.count:
             return []
@@ -260,7 +281,7 @@ class Writer:
         self._columns = self._columns or tuple(_open(batch.lines[0]))
         names = {name: f"f{number}" for number, name in enumerate(self._columns)}
         self._attributes = tuple(names.values())
-        struct = projected_struct(names, forbid_unknown_fields=True)
+        struct = projected_struct(names, forbid_unknown=True)
         if struct is not None:
             self._decode = msgspec.json.Decoder(struct, float_hook=_NumberText).decode_lines
         if self._header:
@@ -301,7 +322,9 @@ class Writer:
             unknown = [name for name in members if name not in self._columns]
             if unknown:
                 message = f"the field {unknown[0]!r} has no column; name all columns with --columns"
-                rejects.append(batch.reject(index, "sink_refused", [{"pointer": "/" + unknown[0], "message": message}]))
+                rejects.append(
+                    batch.reject(index, "sink_refused", [{"pointer": pointer(unknown[:1]), "message": message}])
+                )
             else:
                 rows.append([self._raw_cell(bytes(members[name])) if name in members else "" for name in self._columns])
         self._put(rows)

@@ -199,6 +199,10 @@ class Writer:
         self._out = out
         self._empty = True
 
+    @classmethod
+    def following(cls, old: ByteStream, path: str, options: WriteOptions) -> WriteOptions:
+        raise ValueError("a JSON array ends where it ends")
+
     def write(self, batch: Batch) -> list[Reject]:
         if batch.count:
             self._out((b"[\n" if self._empty else b",\n") + b",\n".join(batch.lines))

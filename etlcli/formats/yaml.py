@@ -102,6 +102,10 @@ class Writer:
     def __init__(self, out: Callable[[bytes], object], options: WriteOptions) -> None:
         self._out = out
 
+    @classmethod
+    def following(cls, old: ByteStream, path: str, options: WriteOptions) -> WriteOptions:
+        return options
+
     def write(self, batch: Batch) -> list[Reject]:
         nodes = [_node(msgspec.Raw(line)) for line in batch.lines]
         if nodes:

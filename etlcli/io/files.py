@@ -12,7 +12,7 @@ import os
 import stat
 from contextlib import suppress
 
-from etlcli.errors import CannotCreateError, EtlError, InputOutputError
+from etlcli.errors import CannotCreateError, EtlError, InputOutputError, TryLaterError
 
 _SUFFIX = ".etl-tmp"
 
@@ -39,29 +39,31 @@ class Output:
 class AtomicFile(Output):
     """`path` is replaced at `commit` (mode and, where allowed, owner of an old file are kept); through a symbolic link the
     link's target is. With `exclusive` the name must be free, now and at `commit`. With `append` the content follows that of
-    the old file, which stays untouched until then.
+    the old file, which stays untouched until then, and must not have changed in between.
 
-    Raises CannotCreateError when the directory or the file cannot be made, InputOutputError when the disk is full.
+    Raises CannotCreateError when the directory or the file cannot be made, InputOutputError when the disk is full,
+    TryLaterError when another run changed the file that was to be appended to.
     """
 
     def __init__(self, path: str, *, exclusive: bool = False, append: bool = False) -> None:
         self.path = path
         self._target = os.path.realpath(path)
         self._exclusive = exclusive
+        self._directory = os.path.dirname(self._target)
+        self._old: os.stat_result | None = None
+        self._append = append
+        self._durable = False
         self.last_byte = b""
         """Of the old content, when appending."""
-        self._directory = os.path.dirname(self._target)
         if exclusive and os.path.lexists(path):
             raise _exists(path)
         try:
             os.makedirs(self._directory, exist_ok=True)
             _sweep(self._target)
-            self._temporary = _temporary_name(self._target)
-            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._temporary, self._fd = _create_temporary(self._target)
         except OSError as error:
             raise CannotCreateError(f"cannot create {path}: {error.strerror}", where=path) from error
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if append:
                 self._copy_old()
         except BaseException as error:
@@ -71,6 +73,7 @@ class AtomicFile(Output):
             raise
 
     def write(self, block: bytes) -> None:
+        self._durable = False
         try:
             write_all(self._fd, block)
         except OSError as error:
@@ -78,18 +81,22 @@ class AtomicFile(Output):
 
     def flush(self) -> None:
         try:
+            self._take_mode()
             os.fsync(self._fd)
         except OSError as error:
             raise io_error(error, self.path) from error
+        self._durable = True
 
     def commit(self) -> None:
+        if not self._durable:
+            self.flush()
         try:
-            self._take_mode()
-            os.fsync(self._fd)
             if self._exclusive:
                 # A link fails where a rename would replace a file that came in between.
                 os.link(self._temporary, self._target)
                 os.unlink(self._temporary)
+            elif self._append:
+                self._rename_unchanged()
             else:
                 os.rename(self._temporary, self._target)
             fsync_directory(self._directory)
@@ -111,9 +118,25 @@ class AtomicFile(Output):
         if not os.path.exists(self._target):
             return
         with open(self._target, "rb") as old:
+            self._old = os.fstat(old.fileno())
             while block := old.read(1 << 20):
                 write_all(self._fd, block)
                 self.last_byte = block[-1:]
+
+    def _rename_unchanged(self) -> None:
+        """Renames if the old file is still the one that was copied. Runs that append take turns here."""
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            if _identity(self._target) != (self._old and _identity_of(self._old)):
+                raise TryLaterError(
+                    f"{self.path} was changed by another run while this one was appending to it",
+                    where=self.path,
+                    hint="run it again; nothing was published",
+                )
+            os.rename(self._temporary, self._target)
+        finally:
+            os.close(directory)
 
     def _take_mode(self) -> None:
         try:
@@ -124,6 +147,56 @@ class AtomicFile(Output):
         with suppress(PermissionError):
             os.fchown(self._fd, old.st_uid, old.st_gid)
         os.fchmod(self._fd, stat.S_IMODE(old.st_mode))
+
+
+class AppendFile:
+    """A file of lines to which whole blocks are added, each durable when `append` returns. Made, with its directory, at the
+    first of them. A block that cannot be written in full is taken back, and a last line that an earlier crash cut short
+    is ended first, so that every line stands alone. Several processes may append to one file.
+
+    Raises CannotCreateError when the file cannot be made, InputOutputError when it cannot be written.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = -1
+        at = path
+        while at and not os.path.lexists(at):
+            at = os.path.dirname(at)
+        if not os.access(at or ".", os.W_OK) or os.path.isdir(path):
+            raise CannotCreateError(f"cannot write {path}", where=path, hint="it, or its directory, may not be written")
+
+    def append(self, block: bytes) -> None:
+        if self._fd < 0:
+            self._open()
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            end = os.fstat(self._fd).st_size
+            try:
+                if end and os.pread(self._fd, 1, end - 1) != b"\n":
+                    block = b"\n" + block
+                write_all(self._fd, block)
+                os.fsync(self._fd)
+            except OSError:
+                os.ftruncate(self._fd, end)
+                raise
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+        except OSError as error:
+            raise io_error(error, self.path) from error
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def _open(self) -> None:
+        try:
+            directory = os.path.dirname(self.path)
+            os.makedirs(directory or ".", exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fsync_directory(directory)
+        except OSError as error:
+            raise CannotCreateError(f"cannot open {self.path}: {error.strerror}", where=self.path) from error
 
 
 class SpecialFile(Output):
@@ -183,11 +256,17 @@ def fsync_directory(path: str) -> None:
         os.close(fd)
 
 
-def _temporary_name(target: str) -> str:
-    """Hidden, in the target's directory, at most 255 bytes."""
+def _create_temporary(target: str) -> tuple[str, int]:
+    """A hidden file in the target's directory, at most 255 bytes of name, locked as a sign that its run is alive."""
     directory, name = os.path.split(target)
     kept = os.fsdecode(os.fsencode(name)[:200])
-    return os.path.join(directory, f".{kept}.{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}")
+    while True:
+        path = os.path.join(directory, f".{kept}.{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return path, fd
+        os.close(fd)  # another run's sweep came between the two calls
 
 
 def _sweep(target: str) -> None:
@@ -204,6 +283,17 @@ def _sweep(target: str) -> None:
                 os.unlink(path)
             finally:
                 os.close(fd)
+
+
+def _identity(path: str) -> tuple[int, int, int] | None:
+    try:
+        return _identity_of(os.stat(path))
+    except FileNotFoundError:
+        return None
+
+
+def _identity_of(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _exists(path: str) -> CannotCreateError:

@@ -6,8 +6,9 @@ comes to the end of its pipe and finds a marker knows that its input is incomple
 a neighbour that is not `etl` sees and needs nothing.
 
 Markers lie in `$XDG_RUNTIME_DIR/etl`, else in a directory of ours under /tmp, mode 0700. One is named
-`<device>-<inode>.<pid>`; a killed writer's stays behind and is swept an hour later, long before the kernel can give its
-inode number to another pipe. Where no such directory can be had, pipes work as they always did.
+`<boot>-<device>-<inode>.<pid>`; that of a writer which is gone stays behind, is called `.dead` by the first process to
+see it, and is swept an hour after that, long before the kernel can give its inode number to another pipe. Where no such
+directory can be had, pipes work as they always did.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from contextlib import suppress
 
 _STALE_SECONDS = 3600
+_DEAD = ".dead"
 
 
 def announce(fd: int) -> str | None:
@@ -51,7 +53,10 @@ def upstream_unfinished(fd: int) -> bool:
 
 def _pipe_name(fd: int) -> str | None:
     status = os.fstat(fd)
-    return f"{status.st_dev}-{status.st_ino}" if stat.S_ISFIFO(status.st_mode) else None
+    if not stat.S_ISFIFO(status.st_mode):
+        return None
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return f"{file.read(8).decode()}-{status.st_dev}-{status.st_ino}"
 
 
 def _directory() -> str | None:
@@ -69,6 +74,9 @@ def _sweep(directory: str) -> None:
     with os.scandir(directory) as entries:
         for entry in entries:
             with suppress(OSError):
-                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS
-                if old and not os.path.exists(f"/proc/{entry.name.rpartition('.')[2]}"):
-                    os.unlink(entry.path)
+                if entry.name.endswith(_DEAD):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS:
+                        os.unlink(entry.path)
+                elif not os.path.exists(f"/proc/{entry.name.rpartition('.')[2]}"):
+                    os.utime(entry.path)
+                    os.rename(entry.path, entry.path + _DEAD)

@@ -25,7 +25,6 @@ class InputStream:
         self.path = path
         self._fd = fd
         mode = os.fstat(fd).st_mode
-        self.regular = stat.S_ISREG(mode)
         self._pipe = stat.S_ISFIFO(mode)
         self._poll: poll | None = None
         if self._pipe:
@@ -101,10 +100,42 @@ def open_input(path: str) -> InputStream:
         raise InputMissingError(f"cannot open {path}: {error.strerror}", where=path) from error
     if stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)
-        raise InputMissingError(
-            f"{path} is a directory", where=path, hint=f"name its files, for example '{path}/*.ndjson'"
-        )
+        raise _is_directory(path)
     return InputStream(fd, path)
+
+
+def check_input(path: str) -> None:
+    """Raises InputMissingError for what `open_input` would refuse, without opening it: a FIFO can be opened but once."""
+    if path == STDIN:
+        return
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise InputMissingError(f"cannot open {path}: {error.strerror}", where=path) from error
+    if stat.S_ISDIR(mode):
+        raise _is_directory(path)
+    if not os.access(path, os.R_OK):
+        raise InputMissingError(f"cannot open {path}: Permission denied", where=path)
+
+
+def read_whole(path: str, limit: int) -> bytes:
+    """A small file's content, at most `limit` bytes and one more, which tells that there is more. Raises
+    InputMissingError."""
+    stream = open_input(path)
+    try:
+        blocks, size = [], 0
+        while size <= limit and (block := stream.read(limit + 1 - size)):
+            blocks.append(block)
+            size += len(block)
+        return b"".join(blocks)
+    finally:
+        stream.close()
+
+
+def _is_directory(path: str) -> InputMissingError:
+    return InputMissingError(
+        f"{path} is a directory", where=path, hint=f"name its files, for example '{path}/*.ndjson'"
+    )
 
 
 def expand(paths: tuple[str, ...], base_dir: str) -> list[str]:

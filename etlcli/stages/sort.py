@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from etlcli.core import params
-from etlcli.core.batch import Batch
+from etlcli.core.batch import Batch, Origin
 from etlcli.core.fields import Path, parse_path
 from etlcli.core.ordering import KeyMaker, order_of
 from etlcli.core.stage import Context, Prepared, Stage, State
-from etlcli.errors import FindingsError, UsageError
+from etlcli.errors import FindingsError
 from etlcli.io.spill import Run, SpillFile, spill_directory
 
 # What a record costs beside its bytes: the headers of line and key, their list slots, an index (CPython, 64 bit).
@@ -58,14 +58,18 @@ that nothing can be left behind."""
         merge = params.flag("Merge inputs that are sorted already; an input that is not is an error.")
         temp_dir = params.path("Directory for runs that do not fit into memory.", metavar="DIR")
 
+        def verify(self) -> None:
+            if self.check and (self.merge or self.top):
+                raise ValueError("check: goes with neither merge nor top")
+            try:
+                _paths(self.by)
+            except ValueError as error:
+                raise ValueError(f"by: {error}") from None
+
     def __init__(self, params: Any, ctx: Context, state: State | None = None) -> None:
         super().__init__(params, ctx, state)
-        if params.check and (params.merge or params.top):
-            raise UsageError("sort --check goes with neither --merge nor --top")
-        try:
-            self._paths = tuple(parse_path(name.removeprefix("-")) for name in params.by)
-        except ValueError as error:
-            raise UsageError(f"--by: {error}") from None
+        self.reports = params.check
+        self._paths = _paths(params.by)
         descending = [name.startswith("-") for name in params.by]
         self._key_maker = KeyMaker(descending, nulls_first=params.nulls == "first", numeric=params.numeric)
         self._keys: list[bytes] = []
@@ -75,7 +79,7 @@ that nothing can be left behind."""
         self._spill: SpillFile | None = None
         self._runs: list[Run] = []
         self._last: bytes | None = None
-        self._last_path = ""
+        self._last_origin: Origin | None = None
         self._emitted = 0
 
     def reads(self) -> tuple[Path, ...]:
@@ -118,10 +122,12 @@ that nothing can be left behind."""
         self.ctx.discard("checked", len(batch))
 
     def _check_input(self, batch: Batch, keys: list[bytes]) -> None:
-        origin = batch.origin(0) if len(batch) else None
-        path = origin.path if origin else ""
-        if path != self._last_path:
-            self._last, self._last_path = None, path
+        if not len(batch):
+            return
+        first, before = batch.origin(0), self._last_origin
+        if first and before and (first.path != before.path or first.line <= before.line):
+            self._last = None  # another input begins
+        self._last_origin = batch.origin(len(batch) - 1)
         index = self._disorder(keys)
         if index is not None:
             raise FindingsError(
@@ -238,6 +244,10 @@ that nothing can be left behind."""
             lines = kept
         for start in range(0, len(lines), _OUT):
             yield Batch.of_lines(lines[start : start + _OUT])
+
+
+def _paths(by: Sequence[str]) -> tuple[Path, ...]:
+    return tuple(parse_path(name.removeprefix("-")) for name in by)
 
 
 class _Loaded:
