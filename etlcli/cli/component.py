@@ -12,7 +12,7 @@ from etlcli.core.params import Option, format_size, parse_size
 from etlcli.core.policy import THEN, ErrorBudget
 from etlcli.core.stage import DEFAULT_MEMORY, Component
 from etlcli.engine.pipeline import Pipeline
-from etlcli.errors import EtlError, UsageError
+from etlcli.errors import UsageError
 from etlcli.io.inputs import STDIN
 from etlcli.observe.logs import FORMATS, LEVELS, Log
 from etlcli.recipe.model import Recipe, StepSpec
@@ -60,7 +60,7 @@ def component_command(name: str) -> click.Command:
         parameters += [click_parameter(option) for option in _source_options() if option.name not in own]
 
     def run(**values: Any) -> None:
-        run_recipe(_recipe(name, entry.kind, values), **_picked(values, "log_level", "log_format", "stats"))
+        run_recipe(recipe_of(name, entry.kind, values), **_picked(values, "log_level", "log_format", "stats"))
 
     return click.Command(
         name, callback=run, params=[*parameters, *shared_options()], short_help=entry.help,
@@ -109,13 +109,10 @@ def run_recipe(recipe: Recipe, *, log_level: str | None, log_format: str, stats:
     pipeline = Pipeline(recipe, log)
     try:
         pipeline.run()
-    except EtlError:
-        log.close()
-        raise
     finally:
+        log.close()
         if stats:
             print_stats(pipeline)
-    log.close()
 
 
 def print_stats(pipeline: Pipeline) -> None:
@@ -126,24 +123,28 @@ def print_stats(pipeline: Pipeline) -> None:
     sys.stderr.flush()
 
 
-def step(name: str, values: dict[str, Any], then: str = "fail", id: str = "") -> StepSpec:
+def step(name: str, values: dict[str, Any], then: str = "fail") -> StepSpec:
     """A step from option values. Raises UsageError for values that cannot be."""
     component: type[Component] = load(COMPONENTS[name].target)
     given = {key: value for key, value in values.items() if value not in (None, (), "")}
     try:
-        return StepSpec(id or name, name, component.Params(**given), then)
+        return StepSpec(name, name, component.Params(**given), then)
     except ValueError as error:
         option, _, reason = str(error).partition(": ")
         raise UsageError(f"--{option.replace('_', '-')}: {reason}", hint=f"see etl {name} --help") from None
 
 
-def _recipe(name: str, kind: str, values: dict[str, Any]) -> Recipe:
+def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:
     """The recipe a subcommand's line stands for: stdin or files, the stage, stdout or a file."""
     then = values["on_error"]
     if then == "quarantine" and not values["quarantine"]:
         raise UsageError("--on-error quarantine needs --quarantine FILE")
     if values["quarantine"] and then == "fail":
         then = "quarantine"
+    if values["max_errors"] and then == "fail":
+        raise UsageError(
+            "--max-errors needs --on-error skip or a --quarantine", hint="by default the first reject fails the run"
+        )
     own = {option.name: values[option.name] for option in load(COMPONENTS[name].target).Params.options}
     source_own = {option.name: values.get(option.name) for option in _source_options()}
     steps: tuple[StepSpec, ...] = ()

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from etlcli import __version__
-from etlcli.errors import EtlError, Interrupted, nearest
+from etlcli.errors import EtlError, InputOutputError, Interrupted, nearest
 from etlcli.io.handshake import announce, finish
 from etlcli.registry import COMMANDS, COMPONENTS, load
 
@@ -77,8 +77,9 @@ def etl() -> None:
 def main() -> NoReturn:
     """The entry point of the installed program."""
     _occupy_standard_descriptors()
-    # Batches are lists of bytes, which the collector need not visit again and again.
-    gc.disable()
+    # What is loaded stays, and batches are lists of bytes: the collector has little to find, and need not look often.
+    gc.freeze()
+    gc.set_threshold(100_000)
     marker = announce(1)
     _install_signals()
     try:
@@ -105,6 +106,8 @@ def main() -> NoReturn:
 def _run() -> int:
     try:
         etl.main(prog_name="etl", standalone_mode=False)
+        if sys.stdout:
+            sys.stdout.flush()
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
@@ -114,6 +117,8 @@ def _run() -> int:
         raise Interrupted(signal.SIGPIPE) from None
     except click.Abort:
         raise Interrupted(signal.SIGINT) from None
+    except OSError as error:  # the program's own texts: the help, a plan
+        raise InputOutputError(f"cannot write standard output: {error.strerror}") from error
     except MemoryError:
         raise EtlError("out of memory", hint="lower --memory or --max-line") from None
     return 0

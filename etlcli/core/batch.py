@@ -126,6 +126,10 @@ class Batch:
         self._projection = projected
         self._records: list[dict[str, Any]] | None = None
 
+    def __reduce__(self) -> Any:
+        """What a worker needs of it: the bytes and where they came from, not the forms derived from them."""
+        return _rebuilt, (self.count, self._chunk, None if self._chunk else self._lines, self._span, self._rows)
+
     @classmethod
     def of_chunk(cls, chunk: bytes) -> Batch:
         """Of whole lines, each with its newline, that are known to be good."""
@@ -207,3 +211,9 @@ class Batch:
 
     def reject(self, index: int, code: str, errors: list[dict[str, Any]]) -> Reject:
         return Reject(code, errors, self.lines[index], self.origin(index))
+
+
+def _rebuilt(
+    count: int, chunk: bytes | None, lines: list[bytes] | None, span: Span | None, rows: Sequence[int] | None
+) -> Batch:
+    return Batch(count, chunk=chunk, lines=lines, span=span, rows=rows)

@@ -7,22 +7,22 @@ in an object that changes, and of duplicate keys the last stays, as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from etlcli.core.fields import Path
 
-_open_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
+open_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def edit(line: bytes, changes: Iterable[tuple[Path, Any]]) -> bytes:
     """The line with each path set to its value, in order. Missing objects on the way are not made: the parent must be
     there (KeyError otherwise). A new key goes last. Values are anything JSON can say, or `msgspec.Raw`."""
-    record: dict[str, Any] = _open_object(line)
+    record: dict[str, Any] = open_object(line)
     for path, value in changes:
         target: Any = record
         for part in path[:-1]:
@@ -40,5 +40,14 @@ def _step_into(parent: Any, part: str) -> Any:
     child = parent[key]
     if isinstance(child, msgspec.Raw):
         raw = bytes(child)
-        child = parent[key] = _open_object(raw) if raw.lstrip()[:1] == b"{" else _open_array(raw)
+        child = parent[key] = open_object(raw) if raw.lstrip()[:1] == b"{" else open_array(raw)
     return child
+
+
+def raw_at(line: bytes, path: Sequence[str | int]) -> bytes:
+    """The bytes of the value at a path that the record has."""
+    raw = line
+    for part in path:
+        opened: Any = open_object(raw) if raw.lstrip()[:1] == b"{" else open_array(raw)
+        raw = bytes(opened[int(part) if isinstance(opened, list) else part])
+    return raw.strip()

@@ -18,6 +18,7 @@ from etlcli.core.fields import Projection
 MAX_DEPTH = 250
 """Nesting levels a record may have. One below what the least patient decoder on any path refuses."""
 DEFAULT_MAX_LINE = 16 << 20
+_EXCERPT = 64 << 10
 
 _INNER_BRACE = re.compile(rb"\}[^\n]")
 _BRACKETS = bytes(byte for byte in range(256) if byte not in b'{}[]"\\')
@@ -80,7 +81,8 @@ def _parse_lines(chunk: bytes, span: Span, project: Projection, max_line: int) -
         try:
             structs.append(_decode_line(line, project, max_line))
         except _Bad as bad:
-            rejects.append(Reject(bad.code, [{"message": bad.message}], line, span.origin(row)))
+            raw = excerpt(line, max_line) if bad.code == "line_too_long" else line
+            rejects.append(Reject(bad.code, [{"message": bad.message}], raw, span.origin(row)))
         else:
             lines.append(line)
             rows.append(row)
@@ -112,6 +114,11 @@ def _decode_line(line: bytes, project: Projection, max_line: int) -> Any:
         raise _Bad("bad_json", _explain(str(error))) from None
 
 
+def excerpt(line: bytes, max_line: int) -> bytes:
+    """What is kept of a line that is too long: as much of its start as any way of reading it has seen."""
+    return line[: min(_EXCERPT, max_line)]
+
+
 def _explain(message: str) -> str:
     """The decoder's reason in our words: `JSON is malformed: invalid character (byte 3)` -> `not JSON: invalid ...`."""
     return "not JSON: " + message.removeprefix("JSON is malformed: ").replace("Input data was truncated", "cut short")
@@ -127,7 +134,7 @@ def _is_utf8(chunk: bytes) -> bool:
 
 def too_deep(line: bytes) -> bool:
     """Whether a line nests deeper than MAX_DEPTH; brackets inside strings do not count."""
-    if line.count(b"{") + line.count(b"[") <= MAX_DEPTH:
+    if len(line) <= MAX_DEPTH or line.count(b"{") + line.count(b"[") <= MAX_DEPTH:
         return False
     # Strings go first, their escapes before them; the line need not be valid JSON.
     marks = line.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from etlcli.core.batch import Batch, Origin, Reject, Span
+from etlcli.core.intake import excerpt
 from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions
 
 CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
-_EXCERPT = 1 << 16
+_MAX_LINES = 16384
 
 
 class Reader:
@@ -28,7 +29,7 @@ class Reader:
         for block in self._blocks():
             cut = block.rfind(b"\n") + 1
             if cut:
-                yield self._raw(b"".join([*held, block[:cut]]))
+                yield from self._raw(b"".join([*held, block[:cut]]))
                 held, size = [], 0
             held.append(block[cut:])
             size += len(block) - cut
@@ -36,7 +37,7 @@ class Reader:
                 yield from self._skip(b"".join(held))
                 held, size = [], 0
         if size:
-            yield self._raw(b"".join([*held, b"\n"]))
+            yield from self._raw(b"".join([*held, b"\n"]))
 
     def _blocks(self) -> Iterator[bytes]:
         """The stream's blocks, pushed-back ones first, a byte order mark at the start dropped."""
@@ -52,12 +53,18 @@ class Reader:
             self._rest = b""
             yield block
 
-    def _raw(self, chunk: bytes) -> RawChunk:
+    def _raw(self, chunk: bytes) -> Iterator[RawChunk]:
+        """The chunk, or several of it: a MiB of tiny records is more objects than memory should hold at once."""
         count = chunk.count(b"\n")
+        if count > _MAX_LINES:
+            lines = chunk.split(b"\n")[:-1]
+            for start in range(0, count, _MAX_LINES):
+                yield from self._raw(b"\n".join([*lines[start : start + _MAX_LINES], b""]))
+            return
         span = Span(self._options.path, self._line, self._offset, chunk, count=count)
         self._line += count
         self._offset += len(chunk)
-        return RawChunk(chunk, span)
+        yield RawChunk(chunk, span)
 
     def _skip(self, start: bytes) -> Iterator[Reject]:
         size, found = len(start), -1
@@ -68,7 +75,7 @@ class Reader:
                 self._rest = block[found + 1 :]
         message = f"a line of {size} bytes, more than --max-line {self._options.max_line}"
         origin = Origin(self._options.path, self._line, self._offset)
-        yield Reject("line_too_long", [{"message": message}], start[:_EXCERPT], origin)
+        yield Reject("line_too_long", [{"message": message}], excerpt(start, self._options.max_line), origin)
         self._line += 1
         self._offset += size + 1
 

@@ -13,7 +13,7 @@ import msgspec
 import yaml
 
 from etlcli.core.batch import Batch, Reject, Span
-from etlcli.core.edit import encode
+from etlcli.core.edit import encode, open_array, open_object
 from etlcli.errors import DataError
 from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions
 from etlcli.formats.yaml12 import Node, Number, YamlError, documents, is_plain_string
@@ -51,6 +51,7 @@ class Reader:
     def _raw(self, lines: list[bytes], places: list[int]) -> RawChunk:
         chunk = b"\n".join([*lines, b""])
         offsets = [self._stream.offset_of(line) for line in places]
+        self._stream.forget_before(places[-1])
         return RawChunk(chunk, Span(self._options.path, places[0], offsets[0], chunk, places, offsets))
 
 
@@ -61,6 +62,7 @@ class _Counted:
         self._stream = stream
         self._options = options
         self._starts = [0]
+        self._forgotten = 0
         self._total = 0
         self._done = 0
 
@@ -83,7 +85,12 @@ class _Counted:
         self._done = self._total
 
     def offset_of(self, line: int) -> int:
-        return self._starts[line - 1]
+        return self._starts[line - 1 - self._forgotten]
+
+    def forget_before(self, line: int) -> None:
+        """Nobody will ask for the lines before this one again."""
+        del self._starts[: line - 1 - self._forgotten]
+        self._forgotten = line - 1
 
 
 def _data(node: Node) -> Any:
@@ -117,8 +124,6 @@ class Writer:
         pass
 
 
-_open_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode = msgspec.json.Decoder(strict=True).decode
 
 
@@ -133,10 +138,10 @@ def _node(raw: msgspec.Raw) -> yaml.Node:
     text = bytes(raw).strip()
     start = text[:1]
     if start == b"{":
-        pairs = [(_string(key), _node(value)) for key, value in _open_object(text).items()]
+        pairs = [(_string(key), _node(value)) for key, value in open_object(text).items()]
         return yaml.MappingNode("tag:yaml.org,2002:map", pairs, flow_style=not pairs)
     if start == b"[":
-        items = [_node(item) for item in _open_array(text)]
+        items = [_node(item) for item in open_array(text)]
         return yaml.SequenceNode("tag:yaml.org,2002:seq", items, flow_style=not items)
     if start == b'"':
         return _string(_decode(text))

@@ -4,7 +4,7 @@ It is built on PyYAML's events, not on its constructors: libyaml's composer dies
 false. Here plain scalars follow the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/, 10.3): null, true and false
 in their three spellings, decimal, `0o` and `0x` integers, floats. Everything else is a string, dates and `yes` among them.
 Refused, with line and column: tags, merge keys, keys that are no scalars, duplicate keys, .inf and .nan, more than
-`max_depth` levels, and aliases that would unfold to more than MAX_NODES values.
+`max_depth` levels, and aliases that unfold to more than MAX_UNFOLDED values.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 MAX_DEPTH = 100
-MAX_NODES = 1_000_000
-"""Values in one document, each alias counted as the values it stands for."""
+MAX_UNFOLDED = 1_000_000
+"""Characters and values that all aliases of one document may stand for."""
 
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?")
@@ -60,14 +60,22 @@ class Node:
     """A value and where it stands. `value` is None, bool, str, Number, a list of nodes, or a dict from key to node; for a
     dict, `key_marks` has the line and column of each key."""
 
-    __slots__ = ("column", "key_marks", "line", "size", "value")
+    __slots__ = ("column", "key_marks", "line", "name", "size", "value")
 
     def __init__(self, value: Any, line: int, column: int) -> None:
         self.value = value
         self.line = line
         self.column = column
         self.size = 1
+        self.name = ""
+        """Where it comes from, if that is not a place in the text."""
         self.key_marks: dict[str, tuple[int, int]] = {}
+
+    def copy(self) -> Node:
+        """A node of its own, with the same nodes in it."""
+        node = Node(self.value.copy() if isinstance(self.value, dict | list) else self.value, self.line, self.column)
+        node.key_marks, node.name = dict(self.key_marks), self.name
+        return node
 
     def plain(self) -> Any:
         """As Python data."""
@@ -118,7 +126,7 @@ class _Builder:
         self._max_depth = max_depth
         self._open: list[tuple[Node, str | None]] = []
         self._anchors: dict[str, Node] = {}
-        self._nodes = 0
+        self._unfolded = 0
 
     def add(self, event: Any) -> None:
         if isinstance(event, yaml.CollectionEndEvent):
@@ -131,7 +139,11 @@ class _Builder:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 raise YamlError(f"the alias *{event.anchor} stands for nothing that is complete here", line, column)
-            self._put(self._anchors[event.anchor], line, column)
+            node = self._anchors[event.anchor]
+            self._unfolded += node.size
+            if self._unfolded > MAX_UNFOLDED:
+                raise YamlError(f"aliases unfolded are more than {MAX_UNFOLDED} values and characters", line, column)
+            self._put(node, line, column)
             return
         if getattr(event, "tag", None) and not (event.tag == "!" and isinstance(event, yaml.ScalarEvent)):
             raise YamlError(f"tags such as {event.tag} are not taken; write the value itself", line, column)
@@ -140,6 +152,7 @@ class _Builder:
                 self._key(event, line, column)
                 return
             node = Node(_scalar(event, line, column), line, column)
+            node.size += len(event.value)
             self._anchor(event.anchor, node)
             self._put(node, line, column)
             return
@@ -167,9 +180,6 @@ class _Builder:
         node.value[_WAITING] = event.value
 
     def _put(self, node: Node, line: int, column: int) -> None:
-        self._nodes += node.size
-        if self._nodes > MAX_NODES:
-            raise YamlError(f"more than {MAX_NODES} values, aliases unfolded", line, column)
         if not self._open:
             self.root = node
             return

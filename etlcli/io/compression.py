@@ -85,12 +85,12 @@ def opened(stream: InputStream) -> Readable:
 
 def method_of(path: str) -> str | None:
     """The compression a file's suffix asks for."""
-    return next((method for suffix, method in SUFFIXES.items() if path.endswith(suffix)), None)
+    return next((method for suffix, method in SUFFIXES.items() if path.lower().endswith(suffix)), None)
 
 
 def without_suffix(path: str) -> str:
-    suffix = next((suffix for suffix in SUFFIXES if path.endswith(suffix)), "")
-    return path.removesuffix(suffix)
+    suffix = next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), "")
+    return path[: len(path) - len(suffix)]
 
 
 def _zstd() -> Any:

@@ -16,8 +16,9 @@ from typing import Any
 from etlcli.core.params import parse_size
 from etlcli.core.policy import THEN, ErrorBudget
 from etlcli.core.stage import DEFAULT_MEMORY, Component
-from etlcli.errors import InputMissingError, RecipeError, nearest
+from etlcli.errors import RecipeError, nearest
 from etlcli.formats.yaml12 import Node, YamlError, load
+from etlcli.io.inputs import read_whole
 from etlcli.observe.logs import LEVELS
 from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import COMPONENTS
@@ -35,18 +36,13 @@ def load_recipe(path: str, settings: Iterable[str] = ()) -> Recipe:
 
     Raises InputMissingError when the file cannot be read, RecipeError for everything that is wrong in it.
     """
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputMissingError(f"cannot open {path}: {error.strerror}", where=path) from error
-    return _Loader(path, text).recipe(settings)
+    return _Loader(path, read_whole(path, MAX_BYTES)).recipe(settings)
 
 
 class _Loader:
     def __init__(self, path: str, text: bytes) -> None:
         self._path = path
-        self._digest = hashlib.sha256(text).hexdigest()
+        self._text_read = text
         self._params: dict[str, Any] = {}
         try:
             self._root = load(text, name=path, max_bytes=MAX_BYTES)
@@ -54,8 +50,10 @@ class _Loader:
             raise RecipeError(error.message, where=f"{path}:{error.line}:{error.column}") from None
 
     def recipe(self, settings: Iterable[str]) -> Recipe:
+        digest = hashlib.sha256(self._text_read)
         for setting in settings:
             self._set(setting)
+            digest.update(b"\0" + setting.encode(errors="surrogateescape"))
         top = self._section(self._root, _TOP, "the recipe", required=("version", "source", "sink"))
         if self._plain(top["version"]) != VERSION:
             raise self._error(top["version"], f"version must be {VERSION}")
@@ -75,7 +73,7 @@ class _Loader:
             base_dir=os.path.dirname(self._path),
             memory=self._parsed(runtime.get("memory"), parse_size, DEFAULT_MEMORY),
             log_level=self._level(logging.get("level")),
-            digest=self._digest,
+            digest=digest.hexdigest(),
         )
 
     # -- sections -----------------------------------------------------------------------------------------------------
@@ -86,7 +84,7 @@ class _Loader:
         if not isinstance(node.value, list):
             raise self._error(node, "steps must be a list")
         steps = [self._component(item, "stage") for item in node.value]
-        seen: set[str] = {"source", "sink"}
+        seen: set[str] = set()
         for item, step in zip(node.value, steps, strict=True):
             if step.id in seen:
                 raise self._error(item, f"the id {step.id!r} is taken", hint="give each step an id of its own")
@@ -104,19 +102,24 @@ class _Loader:
         then = self._text(on_error.get("then"), "fail")
         if then not in THEN:
             raise self._error(on_error["then"], f"then must be one of {', '.join(THEN)}, not {then!r}")
-        id = self._text(section.get("id"), uses if kind == "stage" else kind)
+        id = self._text(section.get("id"), uses)
         return StepSpec(id, uses, self._options(uses, section.get("with"), node), then)
 
     def _options(self, uses: str, node: Node | None, parent: Node) -> Any:
         component: type[Component] = load_target(COMPONENTS[uses].target)
+        where = node or parent
         options = component.Params.options
         section = self._section(node, tuple(option.name for option in options), f"{uses}'s with")
         for option in options:
             if option.name in section:
                 self._parsed(section[option.name], option.parse, None)
             elif option.required:
-                raise self._error(node or parent, f"{uses} needs the option {option.name!r}")
-        return component.Params(**{name: self._plain(value) for name, value in section.items()})
+                raise self._error(where, f"{uses} needs the option {option.name!r}")
+        try:
+            return component.Params(**{name: self._plain(value) for name, value in section.items()})
+        except ValueError as error:
+            named = str(error).partition(":")[0]
+            raise self._error(section.get(named, where), str(error)) from None
 
     def _read_params(self, node: Node | None) -> dict[str, Any]:
         values = {}
@@ -206,7 +209,8 @@ class _Loader:
         """Puts one `path=value` into the tree; steps are found by id or by number."""
         path, equals, text = setting.partition("=")
         try:
-            value = load(text.encode(), name="--set", max_bytes=MAX_BYTES)
+            value = load(text.encode(errors="surrogateescape"), name="--set", max_bytes=MAX_BYTES)
+            _rename(value, f"--set {path}")
         except YamlError as error:
             raise RecipeError(f"--set {setting}: {error.message}") from None
         parts = path.split(".")
@@ -227,8 +231,10 @@ class _Loader:
 
     def _child(self, node: Node, part: str, setting: str) -> Node:
         if isinstance(node.value, list):
-            child: Node = node.value[self._index(node, part, setting)]
-            return child
+            index = self._index(node, part, setting)
+            item: Node = node.value[index].copy()
+            node.value[index] = item
+            return item
         if node.value is None:
             node.value = {}
         if not isinstance(node.value, dict):
@@ -236,8 +242,10 @@ class _Loader:
         if part not in node.value:
             node.value[part] = Node({}, node.line, node.column)
             node.key_marks[part] = (node.line, node.column)
-        found: Node = node.value[part]
-        return found
+        # An anchor's node may stand in several places: only this one is meant.
+        own: Node = node.value[part].copy()
+        node.value[part] = own
+        return own
 
     def _index(self, node: Node, part: str, setting: str) -> int:
         ids = []
@@ -249,4 +257,13 @@ class _Loader:
         raise RecipeError(f"--set {setting}: no step is called {part!r}", hint=nearest(part, tuple(ids)))
 
     def _error(self, node: Node, message: str, hint: str = "") -> RecipeError:
-        return RecipeError(message, where=f"{self._path}:{node.line}:{node.column}", hint=hint)
+        return RecipeError(message, where=node.name or f"{self._path}:{node.line}:{node.column}", hint=hint)
+
+
+def _rename(node: Node, name: str) -> None:
+    """Makes `name` the place of a node and all in it."""
+    node.name = name
+    for child in (
+        node.value.values() if isinstance(node.value, dict) else node.value if isinstance(node.value, list) else ()
+    ):
+        _rename(child, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from etlcli.core.intake import DEFAULT_MAX_LINE
 from etlcli.core.policy import ErrorBudget
 from etlcli.core.stage import DEFAULT_MEMORY
 
@@ -33,6 +32,3 @@ class Recipe(NamedTuple):
     log_level: str = "warning"
     digest: str | None = None
     """Of the recipe's text, for the quarantine; None for a subcommand."""
-
-
-__all__ = ["DEFAULT_MAX_LINE", "Recipe", "StepSpec"]

@@ -11,14 +11,13 @@ are invalid, or under suspicion, need to be asked about, and clean data costs no
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 
 from etlcli.core.batch import Batch, decode_record
-from etlcli.core.edit import edit, encode
+from etlcli.core.edit import edit, encode, raw_at
 from etlcli.core.fields import MISSING, Path
 from etlcli.schema.load import Schema
 
@@ -29,21 +28,10 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,18})
 """A JSON number, without an exponent that is too large for any program to read."""
 _BOOLEANS = {"true": True, "false": False}
 
-_open_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _open_lines = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode_lines
 _encode_lines = msgspec.json.Encoder().encode_lines
 
 Change = tuple[Path, Any]
-
-
-def raw_at(line: bytes, path: Sequence[str | int]) -> bytes:
-    """The bytes of the value at a path that the record has."""
-    raw = line
-    for part in path:
-        opened: Any = _open_object(raw) if raw.lstrip()[:1] == b"{" else _open_array(raw)
-        raw = bytes(opened[int(part) if isinstance(opened, list) else part])
-    return raw.strip()
 
 
 class Node:

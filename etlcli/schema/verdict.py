@@ -15,10 +15,9 @@ import jsonschema_rs
 import msgspec
 
 from etlcli.core.batch import Batch, decode_record
-from etlcli.core.edit import encode
+from etlcli.core.edit import encode, raw_at
 from etlcli.core.fields import pointer
 from etlcli.errors import SchemaError
-from etlcli.schema.fill import raw_at
 from etlcli.schema.load import Schema
 from etlcli.schema.shape import Shape
 

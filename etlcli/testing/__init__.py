@@ -1,0 +1,6 @@
+"""Checks that any stage must pass, for those built in and for plug-ins alike.
+
+    contract.py  the stage contract, one check a rule
+
+The checks raise AssertionError with what differs; they need no test framework.
+"""
