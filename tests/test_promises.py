@@ -431,3 +431,91 @@ def test_unreadable_inputs(tmp_path: Path) -> None:
             pytest.skip("nobody may read it all the same")
         return
     assert run_etl("read", tmp_path / "secret").returncode == 66
+
+
+# -- Several at once -----------------------------------------------------------------------------------------------
+
+
+def test_P1_runs_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "log.ndjson"
+    target.write_bytes(b'{"n":0}\n')
+    first, second = (
+        subprocess.Popen([str(BIN / "etl"), "write", "--mode", "append", str(target)], stdin=subprocess.PIPE,
+                         stderr=subprocess.PIPE, env=environment())
+        for _ in range(2)
+    )  # fmt: skip
+    wait_for(lambda: len(leftovers(tmp_path)) == 2)
+    assert first.communicate(b'{"n":1}\n')[1] == b""
+    message = second.communicate(b'{"n":2}\n')[1]
+    assert (first.returncode, second.returncode) == (0, 75)
+    assert b"changed by another run" in message
+    assert target.read_bytes() == b'{"n":0}\n{"n":1}\n'
+    assert os.listdir(tmp_path) == [target.name]
+
+
+def test_P1_runs_that_share_a_quarantine(tmp_path: Path) -> None:
+    quarantine = tmp_path / "q.ndjson"
+    command = [str(BIN / "etl"), "read", "--quarantine", str(quarantine)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment()) as clean:
+        assert clean.stdin
+        clean.stdin.write(b"{}\n")
+        clean.stdin.flush()
+        assert run_etl("read", "--quarantine", quarantine, stdin=b"{bad\n").returncode == 0
+        clean.stdin.close()
+    assert len(quarantine.read_bytes().splitlines()) == 1
+    # A line that a crash cut short does not spoil the next one.
+    with quarantine.open("ab") as file:
+        file.write(b'{"etl_quar')
+    assert run_etl("read", "--quarantine", quarantine, stdin=b"{worse\n").returncode == 0
+    assert json.loads(quarantine.read_bytes().splitlines()[-1])["raw"] == "{worse"
+
+
+def test_a_fifo_is_opened_once(shell) -> None:
+    done = shell("mkfifo f g; (echo '{\"n\":1}' > f; echo '{\"n\":2}' > g) & timeout 20 etl read f g")
+    assert done.stdout == b'{"n":1}\n{"n":2}\n'
+
+
+def test_a_marker_outlives_a_long_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from etlcli.io import handshake
+
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    reading, writing = os.pipe()
+    marker = handshake.announce(writing)
+    assert marker
+    # As if its writer had begun two hours ago and died just now.
+    dead = marker.rpartition(".")[0] + ".999999999"
+    os.rename(marker, dead)
+    os.utime(dead, (time.time() - 7200,) * 2)
+    for _ in range(2):
+        other = os.pipe()[1]
+        handshake.finish(handshake.announce(other))
+        assert handshake.upstream_unfinished(reading)
+    os.utime(dead + ".dead", (time.time() - 7200,) * 2)
+    handshake.finish(handshake.announce(other))
+    assert not handshake.upstream_unfinished(reading)
+
+
+@pytest.mark.parametrize(
+    "line", ["etl --help > /dev/full", "etl sort --help >&-", "etl run --dry-run r.yaml > /dev/full"]
+)
+def test_texts_that_cannot_be_written(line: str, shell, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"{}\n")
+    (tmp_path / "r.yaml").write_text(
+        "{version: 1, source: {uses: read, with: {paths: in}}, sink: {uses: write, with: {path: o}}}"
+    )
+    done = shell(line)
+    assert done.returncode == 74, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_P4_many_rejects_are_not_many_objects(tmp_path: Path) -> None:
+    path = tmp_path / "in.ndjson"
+    path.write_bytes(b"{}\n{\n" * 400_000)
+    assert peak_mib("read", "--on-error", "skip", "--log-level", "error", path) < 80
+
+
+def test_P4_yaml_aliases_are_bounded(etl) -> None:
+    bomb = b"a: &a " + b"x" * 100_000 + b"\nb: [" + b",".join([b"*a"] * 1000) + b"]\n"
+    done = etl("read", "--format", "yaml", stdin=bomb)
+    assert done.returncode == 65
+    assert b"aliases unfolded" in done.stderr

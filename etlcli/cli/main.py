@@ -131,6 +131,8 @@ def _occupy_standard_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             os.open("/dev/null", os.O_WRONLY if fd == 0 else os.O_RDONLY)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _install_signals() -> None:

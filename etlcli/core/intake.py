@@ -38,12 +38,13 @@ def parse(chunk: bytes, span: Span, project: Projection, max_line: int = DEFAULT
     """
     if max_line >= len(chunk):
         rows = chunk.count(b"\n") if span.count is None else span.count
-        structs = _decode_clean(chunk, rows, project)
+        clean = chunk
+        structs = _decode_clean(clean, rows, project)
         if structs is None and b"\r\n" in chunk:
-            chunk = chunk.replace(b"\r\n", b"\n")
-            structs = _decode_clean(chunk, rows, project)
+            clean = chunk.replace(b"\r\n", b"\n")
+            structs = _decode_clean(clean, rows, project)
         if structs is not None:
-            return Intake(Batch(len(structs), chunk=chunk, span=span, structs=structs, projected=project), [], 0)
+            return Intake(Batch(len(structs), chunk=clean, span=span, structs=structs, projected=project), [], 0)
     return _parse_lines(chunk, span, project, max_line)
 
 

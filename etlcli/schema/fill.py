@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from etlcli.core.batch import Batch, decode_record
+from etlcli.core.batch import Batch
 from etlcli.core.edit import edit, encode, raw_at
 from etlcli.core.fields import MISSING, Path
 from etlcli.schema.load import Schema
@@ -65,7 +65,7 @@ class Fill:
         """The records in which something is to be changed, changed, by index."""
         flat: dict[int, dict[str, Any]] = {}
         deep: dict[int, list[Change]] = {}
-        records = self._records(batch)
+        records = batch.records()
         for name in self._fields:
             self._look(name, [record.get(name, MISSING) for record in records], batch.lines, flat, deep)
         lines = {}
@@ -78,19 +78,6 @@ class Fill:
         for fields, new in zip(opened, flat.values(), strict=True):
             fields.update(new)
         return {**lines, **dict(zip(flat, _encode_lines(opened).split(b"\n"), strict=False))}
-
-    def _records(self, batch: Batch) -> list[dict[str, Any]]:
-        """The decoded records. One with a number that cannot be decoded is left alone, as if all its fields were null."""
-        try:
-            return batch.records()
-        except (msgspec.MsgspecError, ArithmeticError):
-            return list(map(self._decoded, batch.lines))
-
-    def _decoded(self, line: bytes) -> dict[str, Any]:
-        try:
-            return decode_record(line)
-        except (msgspec.MsgspecError, ArithmeticError):
-            return dict.fromkeys(self._fields)
 
     def _look(
         self,

@@ -196,7 +196,7 @@ def test_a_number_beyond_all_bounds_is_a_number() -> None:
     schema = {"properties": {"a": {"type": "number"}}, "required": ["a"]}
     endless = '{"a":1e9999999999999999999}'
     assert invalid(schema, '{"a":1}', endless, '{"a":2}', '{"b":1}') == [3]
-    assert "beyond all bounds" in errors(schema, endless)[0]["message"]
+    assert errors({"properties": {"a": {"type": "string"}}}, endless)[0]["value"] == "1e9999999999999999999"
 
 
 def test_a_hostile_pattern_ends_in_a_reject() -> None:

@@ -1,0 +1,117 @@
+"""The stage contract, for every stage in the registry.
+
+What to try each stage with comes from its cases: every case that is one command and can be built gives its options and its
+input. Configurations that no case has are added here.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from etlcli.cli import component
+from etlcli.connectors.read import Read
+from etlcli.core.ledger import StepCount
+from etlcli.core.stage import Context
+from etlcli.errors import EtlError
+from etlcli.registry import COMPONENTS, load
+from etlcli.stages import sort
+from etlcli.testing.contract import CHECKS, Trial
+
+CASES = Path(__file__).parent.parent / "cases"
+STAGES = [name for name, entry in COMPONENTS.items() if entry.kind == "stage"]
+
+MIXED = [
+    b'{"k":%s,"s":"%s","n":%d}' % (value, text, number)
+    for number, (value, text) in enumerate(
+        (value, text)
+        for text in (b"b", b"a", b"\xc3\xa9", b"\\u0000")
+        for value in (b"2", b"1", b"1.0", b"null", b'"x"', b"[1]", b"{}", b"true", b"1e400", b"1" * 5000, b"-0")
+    )
+]
+ORDERED = [b'{"k":%d,"n":%d}' % (number // 3, number) for number in range(30)]
+SORTS: dict[str, tuple[dict[str, Any], list[bytes], int]] = {
+    "memory": ({"by": "k"}, MIXED, 1 << 20),
+    "spilled": ({"by": "-k,s"}, MIXED, 600),
+    "every-record-a-run": ({"by": "k"}, MIXED, 1),
+    "unique": ({"by": "s", "unique": True}, MIXED, 600),
+    "unique-in-memory": ({"by": "k", "unique": True}, MIXED, 1 << 20),
+    "top": ({"by": "k", "top": 7}, MIXED, 600),
+    "top-unique": ({"by": "-k", "top": 5, "unique": True}, MIXED, 1),
+    "nulls-first": ({"by": "-k", "nulls": "first"}, MIXED, 2000),
+    "numeric": ({"by": "s,k", "numeric": True}, MIXED, 2000),
+    "check": ({"by": "k", "check": True}, ORDERED, 1 << 20),
+    "check-fails": ({"by": "-k", "check": True}, ORDERED, 1 << 20),
+    "check-unique-fails": ({"by": "k", "check": True, "unique": True}, ORDERED, 1 << 20),
+    "merge": ({"by": "k", "merge": True}, ORDERED, 600),
+    "merge-fails": ({"by": "-k", "merge": True}, ORDERED, 600),
+}
+
+
+def _trials() -> Iterator[Any]:
+    for name, (options, lines, memory) in SORTS.items():
+        yield pytest.param(Trial(sort.Sort, options, lines, memory), id=f"sort-{name}")
+    for folder in sorted(path.parent for stage in STAGES for path in CASES.glob(f"{stage}/*/cmd")):
+        if trial := _of_case(folder):
+            yield pytest.param(trial, id=f"{folder.parent.name}/{folder.name}")
+
+
+def _of_case(folder: Path) -> Trial | None:
+    """The stage and the input of a case; None for a case that is no single command, or is about one that cannot run."""
+    name = folder.parent.name
+    line = (folder / "cmd").read_text()
+    words = shlex.split(line)
+    if words[:2] != ["etl", name] or set(line) & set("|;&>$("):
+        return None
+    words = [word for word in words if word != "<"]
+    stage = load(COMPONENTS[name].target)
+    try:
+        values = component.component_command(name).make_context(name, words[2:]).params
+        spec = component.step(name, {option.name: values[option.name] for option in stage.Params.options})
+        lines = _good_lines(folder, values["inputs"])
+        with ExitStack() as resources:
+            stage(spec.params, _context(folder, resources))
+    except (click.exceptions.ClickException, click.exceptions.Exit, EtlError):
+        return None
+    return Trial(stage, spec.params.values(), lines, base_dir=str(folder))
+
+
+def _good_lines(folder: Path, inputs: tuple[str, ...]) -> list[bytes]:
+    with ExitStack() as resources:
+        source = Read(Read.Params(paths=inputs), _context(folder, resources))
+        return [line for batch in source.batches() for line in batch.lines]
+
+
+def _context(folder: Path, resources: ExitStack) -> Context:
+    count = StepCount("contract")
+    return Context(
+        count, resources=resources, log=lambda *a, **k: None, reject=lambda rejects: None, base_dir=str(folder)
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few records make many runs, many blocks and several passes of merging."""
+    monkeypatch.setattr(sort, "_MIN_BLOCK", 64)
+    monkeypatch.setattr(sort, "_MAX_FAN_IN", 3)
+    monkeypatch.setattr(sort, "_OUT", 2)
+
+
+TRIALS = list(_trials())
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("trial", TRIALS)
+def test_contract(trial: Trial, check: Any) -> None:
+    check(trial)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_is_tried(name: str) -> None:
+    assert len([trial for trial in TRIALS if str(trial.id).startswith(name)]) >= 3
