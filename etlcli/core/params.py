@@ -179,7 +179,10 @@ def parse_size(value: Any) -> int:
 
 def parse_duration(value: Any) -> float:
     """`500ms`, `30s`, `2m`, `1h` or a number of seconds, in seconds."""
-    return _quantity(value, _DURATION_UNITS, "a duration such as 30s or 500ms")
+    seconds = _quantity(value, _DURATION_UNITS, "a duration such as 30s or 500ms")
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"expected a duration such as 30s or 500ms, not {value!r}")
+    return seconds
 
 
 def format_size(count: int) -> str:

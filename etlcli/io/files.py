@@ -59,6 +59,7 @@ class AtomicFile(Output):
             raise _exists(path)
         try:
             os.makedirs(self._directory, exist_ok=True)
+            _identity(self._target)  # a name that no file can have is found here, not at the end
             _sweep(self._target)
             self._temporary, self._fd = _create_temporary(self._target)
         except OSError as error:
