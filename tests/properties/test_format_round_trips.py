@@ -42,12 +42,13 @@ def exact(line: str | bytes) -> Any:
 
 @pytest.mark.parametrize("name", ["ndjson", "json"])
 @given(lines=records)
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 def test_P2_bytes_survive(name: str, lines: list[str]) -> None:
     assert [item[0].decode() for item in read(name, write(name, lines))] == lines
 
 
 @given(lines=records)
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 def test_yaml_keeps_values_and_spelling_of_numbers(lines: list[str]) -> None:
     got = [exact(item[0]) for item in read("yaml", write("yaml", lines))]
     assert got == [exact(line) for line in lines]
