@@ -19,7 +19,8 @@ import msgspec
 Path = tuple[str, ...]
 MISSING = msgspec.UNSET
 _LARGEST = Decimal((0, (9,), MAX_EMAX))
-_check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
+check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
+"""Raises msgspec.DecodeError for what is no JSON value. Strict, and without a limit on numbers."""
 
 
 def parse_path(text: str) -> Path:
@@ -110,7 +111,7 @@ def decode_long(line: bytes) -> dict[str, Any]:
     msgspec.DecodeError."""
     import json
 
-    _check_syntax(line)  # Python's own decoder takes NaN and halves of surrogate pairs
+    check_syntax(line)  # Python's own decoder takes NaN and halves of surrogate pairs
     try:
         record: dict[str, Any] = json.loads(line, parse_int=_any_integer, parse_float=exact_number)
     except ValueError as error:

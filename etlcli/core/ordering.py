@@ -43,18 +43,19 @@ class KeyMaker:
         self._null = _NULLS_FIRST if nulls_first else _NULLS_LAST
         self._numeric = numeric
         self._memo = _Memo(self._encode_row)
-        self._unique = False
+        self.unique = False
+        """Whether keys have turned out to be mostly different, so that each is an object of its own."""
 
     def keys(self, columns: Sequence[list[Any]]) -> list[bytes]:
         if self._numeric:
             columns = [list(map(as_number, column)) for column in columns]
         kinds = [set(map(type, column)) for column in columns]
         plain = all(kind <= _MEMOABLE for kind in kinds)
-        if plain and not self._unique:
+        if plain and not self.unique:
             before = len(self._memo)
             keys = list(map(self._memo.__getitem__, zip(*columns, strict=True)))
             grown = len(self._memo) - before
-            self._unique = grown > len(keys) // 2 > 500
+            self.unique = grown > len(keys) // 2 > 500
             if len(self._memo) > _MEMO_LIMIT:
                 self._memo.clear()
             return keys

@@ -19,9 +19,11 @@ from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import FindingsError
 from etlcli.io.spill import Run, SpillFile, spill_directory
 
-# What a record costs beside its bytes: the headers of line and key, their list slots, an index (CPython, 64 bit).
-_OVERHEAD = 144
-_MIN_BLOCK = 64 << 10
+# What a record costs beside its bytes (CPython, 64 bit): the line's header, list slots, an index while sorting; and where
+# keys are mostly different, a key object each, and its place in the set that finds out.
+_OVERHEAD = 112
+_KEY_OVERHEAD = 96
+_MIN_BLOCK = 32 << 10
 _MAX_FAN_IN = 256
 _OUT = 4096
 
@@ -78,6 +80,7 @@ that nothing can be left behind."""
         self._limit = ctx.memory // 16 * 15
         self._spill: SpillFile | None = None
         self._runs: list[Run] = []
+        self._spilled = 0
         self._last: bytes | None = None
         self._last_origin: Origin | None = None
         self._emitted = 0
@@ -99,7 +102,7 @@ that nothing can be left behind."""
         keys, lines = prepared.extra, batch.lines
         self._keys += keys
         self._lines += lines
-        self._size += _size_of(keys, lines)
+        self._size += self._size_of(keys, lines)
         if self._size > self._limit:
             self._make_room()
         return ()
@@ -160,7 +163,12 @@ that nothing can be left behind."""
             self._spill = SpillFile(directory)
             self.ctx.resources.callback(self._spill.close)
             self.ctx.log("debug", "spilling", step=self.ctx.step, directory=directory)
-        self._runs.append(self._spill.write_run(_blocks_of(self._take_lines())))
+        self._write_run(self._spill)
+
+    def _write_run(self, spill: SpillFile) -> None:
+        lines = self._take_lines()
+        self._spilled += len(lines)
+        self._runs.append(spill.write_run(_blocks_of(lines)))
 
     def _cut_to_top(self) -> bool:
         """With --top only the first N can matter. Whether dropping the others made enough room."""
@@ -168,8 +176,13 @@ that nothing can be left behind."""
         kept = order[: self.params.top]
         self.ctx.discard("beyond_top", len(order) - len(kept))
         self._keys, self._lines = _pick(self._keys, kept), _pick(self._lines, kept)
-        self._size = _size_of(self._keys, self._lines)
+        self._size = self._size_of(self._keys, self._lines)
         return self._size <= self._limit // 2
+
+    def _size_of(self, keys: list[bytes], lines: list[bytes]) -> int:
+        """Bytes of memory, nearly."""
+        size = sum(map(len, lines)) + _OVERHEAD * len(lines)
+        return size + sum(map(len, keys)) + _KEY_OVERHEAD * len(keys) if self._key_maker.unique else size
 
     def _take_lines(self) -> list[bytes]:
         """The lines in memory, sorted; the memory is free then."""
@@ -193,19 +206,22 @@ that nothing can be left behind."""
     # -- merging ------------------------------------------------------------------------------------------------------
 
     def _merged(self) -> Iterator[list[bytes]]:
-        rest = self._take_lines()
         if self._spill is None:
-            yield rest
+            yield self._take_lines()
             return
-        self._runs.append(self._spill.write_run(_blocks_of(rest)))
-        del rest
+        self._write_run(self._spill)
         runs = self._runs
-        fan_in = max(2, min(_MAX_FAN_IN, self.ctx.memory // 4 // _MIN_BLOCK))
+        fan_in = max(2, min(_MAX_FAN_IN, self._merge_bytes() // _MIN_BLOCK))
         while len(runs) > fan_in:
             # Neighbours are merged with each other, so that equal keys keep their order.
             groups = [runs[start : start + fan_in] for start in range(0, len(runs), fan_in)]
             runs = [self._merge_to_run(group) if len(group) > 1 else group[0] for group in groups]
         yield from self._merge(runs)
+
+    def _merge_bytes(self) -> int:
+        """How many bytes of runs may be loaded at once: a quarter of the memory, as objects, and as much again moves."""
+        size = sum(run.size for run in self._runs)
+        return self.ctx.memory // 4 * size // max(1, size + self._spilled * (_OVERHEAD + _KEY_OVERHEAD))
 
     def _merge_to_run(self, runs: Sequence[Run]) -> Run:
         assert self._spill is not None
@@ -213,7 +229,7 @@ that nothing can be left behind."""
 
     def _merge(self, runs: Sequence[Run]) -> Iterator[list[bytes]]:
         """The lines of sorted runs, sorted, a block at a time; the earlier run first among equal keys."""
-        share = max(_MIN_BLOCK, self.ctx.memory // 8 // len(runs))
+        share = max(_MIN_BLOCK, self._merge_bytes() // len(runs))
         loaded = [_Loaded(self._blocks(run, share)) for run in runs]
         last: bytes | None = None
         while live := [block for block in loaded if block.keys]:
@@ -270,10 +286,6 @@ class _Loaded:
 
     def _load(self) -> None:
         self.keys, self.lines = next(self._blocks, ([], []))
-
-
-def _size_of(keys: list[bytes], lines: list[bytes]) -> int:
-    return sum(map(len, lines)) + sum(map(len, keys)) + _OVERHEAD * len(lines)
 
 
 def _pick(items: list[bytes], order: Sequence[int]) -> list[bytes]:

@@ -270,7 +270,7 @@ def test_keys_compare_as_the_values_do(one: str, other: str) -> None:
 def test_numbers_packed_at_once_are_those_packed_singly(found: list[str], descending: bool) -> None:
     column = [decoded(text) for text in found]
     together = KeyMaker([descending])
-    together._unique = True  # as after a column of distinct keys
+    together.unique = True  # as after a column of distinct keys
     assert together.keys([column]) == [KeyMaker([descending]).keys([[value]])[0] for value in column]
     rest = [value for value in column if isinstance(value, int | float) and abs(value) < 1e15]
     assert together.keys([rest]) == [KeyMaker([descending]).keys([[value]])[0] for value in rest]
