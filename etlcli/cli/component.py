@@ -137,6 +137,8 @@ def step(name: str, values: dict[str, Any], then: str = "fail") -> StepSpec:
 def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:
     """The recipe a subcommand's line stands for: stdin or files, the stage, stdout or a file."""
     then = values["on_error"]
+    if values.get("output") == "" or values["quarantine"] == "":
+        raise UsageError("a file's name is empty", hint="a variable that is not set, perhaps; - is standard output")
     if then == "quarantine" and not values["quarantine"]:
         raise UsageError("--on-error quarantine needs --quarantine FILE")
     if values["quarantine"] and then == "fail":

@@ -59,6 +59,8 @@ below the template's own directory, whatever it holds."""
         def verify(self) -> None:
             if bool(self.path) == bool(self.path_template):
                 raise ValueError("path: write needs a path or a path template, one of them")
+            if len(set(self.columns)) < len(self.columns):
+                raise ValueError("columns: a column is named twice")
             if self.path_template:
                 _Template(self.path_template, "")
 
@@ -127,12 +129,14 @@ class _File:
         writer: type[Writer] = module(name).Writer
         options = WriteOptions(name, params.columns)
         method = method_of(path)
+        last_byte = b""
         if isinstance(output, AtomicFile) and output.last_byte:
             options = _following(writer, path, options)
-            if method is None and output.last_byte != b"\n":
-                output.write(b"\n")
+            last_byte = _last_byte(path) if method else output.last_byte
         self._compressed = Compressed(method, output.write) if method else None
         self._buffer = _Buffered(self._compressed.write if self._compressed else output.write)
+        if last_byte not in (b"", b"\n"):
+            self._buffer.write(b"\n")
         self._direct = isinstance(output, Stdout)
         self._writer = writer(self._buffer.write, options)
 
@@ -236,6 +240,18 @@ def _following(writer: type[Writer], path: str, options: WriteOptions) -> WriteO
         return writer.following(opened(stream), path, options)
     except ValueError as error:
         raise UsageError(f"cannot append to {path}: {error}", hint="use another format, or --mode replace") from None
+    finally:
+        stream.close()
+
+
+def _last_byte(path: str) -> bytes:
+    """Of the old content behind its compression, which is thereby known to be whole."""
+    stream = open_input(path)
+    try:
+        content, last = opened(stream), b""
+        while block := content.read(1 << 20):
+            last = block[-1:]
+        return last
     finally:
         stream.close()
 

@@ -19,8 +19,7 @@ import msgspec
 Path = tuple[str, ...]
 MISSING = msgspec.UNSET
 _LARGEST = Decimal((0, (9,), MAX_EMAX))
-check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
-"""Raises msgspec.DecodeError for what is no JSON value. Strict, and without a limit on numbers."""
+_check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def parse_path(text: str) -> Path:
@@ -111,7 +110,7 @@ def decode_long(line: bytes) -> dict[str, Any]:
     msgspec.DecodeError."""
     import json
 
-    check_syntax(line)  # Python's own decoder takes NaN and halves of surrogate pairs
+    _check_syntax(line)  # Python's own decoder takes NaN and halves of surrogate pairs
     try:
         record: dict[str, Any] = json.loads(line, parse_int=_any_integer, parse_float=exact_number)
     except ValueError as error:

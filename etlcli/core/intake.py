@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from etlcli.core.batch import Batch, Reject, Span
-from etlcli.core.fields import Projection, check_syntax
+from etlcli.core.fields import Projection
 
 MAX_DEPTH = 250
 """Nesting levels a record may have. One below what the least patient decoder on any path refuses."""
@@ -109,19 +109,10 @@ def _decode_line(line: bytes, project: Projection, max_line: int) -> Any:
         raise _Bad("too_deep", f"nested deeper than {MAX_DEPTH} levels")
     try:
         return project.decode_exact(line)
+    except msgspec.ValidationError:
+        raise _Bad("not_object", "not a JSON object") from None
     except msgspec.DecodeError as error:
-        raise _bad_or_other(line, error) from None
-
-
-def _bad_or_other(line: bytes, error: msgspec.DecodeError) -> _Bad:
-    """Not JSON at all, or JSON but no object? The decoder says what it meets first."""
-    try:
-        if isinstance(error, msgspec.ValidationError):
-            check_syntax(line)
-            return _Bad("not_object", "not a JSON object")
-    except msgspec.DecodeError as syntax:
-        error = syntax
-    return _Bad("bad_json", _explain(str(error)))
+        raise _Bad("bad_json", _explain(str(error))) from None
 
 
 def excerpt(line: bytes, max_line: int) -> bytes:

@@ -109,9 +109,9 @@ def encode(value: Any) -> bytes:
 
 def as_number(value: Any) -> Any:
     """A string that spells a JSON number as that number; any other value as it is."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value == value.strip():
         try:
-            number = _decode_number(value.strip())
+            number = _decode_number(value)
         except (msgspec.DecodeError, UnicodeEncodeError):
             return value
         return number if isinstance(number, int | float | Decimal) and not isinstance(number, bool) else value

@@ -210,6 +210,8 @@ def _parse_text(option: Option, value: Any) -> str:
 
 
 def _parse_texts(option: Option, value: Any) -> tuple[str, ...]:
+    if value == []:
+        raise ValueError("the list is empty")
     items: Iterable[Any] = value if isinstance(value, list | tuple) else [value]
     return tuple(_parse_text(option, item) for item in items)
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from glob import glob
 from typing import TYPE_CHECKING, Any
 
 from etlcli.core.batch import Batch, Reject
@@ -136,7 +137,42 @@ class Pipeline:
                 where="errors",
                 hint="name it with --quarantine (errors.quarantine)",
             )
+        if wanted and os.path.realpath(self._path(recipe.quarantine or "")) in map(os.path.realpath, self._paths()):
+            raise UsageError(
+                f"the quarantine {recipe.quarantine} is also a file that the run reads or writes",
+                where="errors",
+                hint="give it a file of its own, which no glob of the inputs matches",
+            )
+        if wanted and recipe.quarantine:
+            self._quarantine_is_no_other_file(recipe.quarantine)
         return wanted
+
+    def _quarantine_is_no_other_file(self, quarantine: str) -> None:
+        """Rejects put into the output would be replaced by it, and put into an input be read as records."""
+        own = os.path.realpath(os.path.join(self.recipe.base_dir, quarantine))
+        for spec in (self.recipe.source, self.recipe.sink):
+            values = spec.params.values()
+            for path in (*values.get("paths", ()), values.get("path")):
+                if path and path != "-" and os.path.realpath(os.path.join(self.recipe.base_dir, path)) == own:
+                    raise UsageError(
+                        f"the quarantine {quarantine} is also the {'output' if spec is self.recipe.sink else 'input'}",
+                        where="errors",
+                        hint="give it a file of its own",
+                    )
+
+    def _paths(self) -> Iterator[str]:
+        """The files that the steps' options name."""
+        for spec in (self.recipe.source, *self.recipe.steps, self.recipe.sink):
+            for option in spec.params.options:
+                value = getattr(spec.params, option.name)
+                if option.kind == "path" and value:
+                    yield self._path(value)
+                for pattern in value if option.kind == "paths" else ():
+                    yield self._path(pattern)
+                    yield from glob(self._path(pattern), recursive=True)
+
+    def _path(self, path: str) -> str:
+        return os.path.join(self.recipe.base_dir, path)
 
     def _put_aside(self, step: str, rejects: Sequence[Reject]) -> None:
         assert self._quarantine is not None

@@ -264,6 +264,11 @@ class Writer:
         if not batch.count:
             return []
         if not self._begun:
+            empty = next((i for i, line in enumerate(batch.lines) if self._columns or _open(line)), batch.count)
+            if empty:  # with no columns there is no row to write
+                message = "the record has no field, and so far there are no columns; name them with --columns"
+                refused = [batch.reject(i, "sink_refused", [{"message": message}]) for i in range(empty)]
+                return [*refused, *self.write(batch.take(range(empty, batch.count)))]
             self._begin(batch)
         try:
             rows = self._rows(batch)

@@ -14,6 +14,7 @@ from etlcli.errors import DataError
 from etlcli.io.inputs import InputStream, Prefixed
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_BLOCK = 1 << 18
 SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 
 
@@ -68,8 +69,42 @@ class _Writable:
         pass
 
 
+class _Members:
+    """bz2 and xz streams one after another, as their own tools take them: nothing else may follow. (The standard library's
+    file objects pass over what follows in silence.)"""
+
+    def __init__(self, make: Callable[[], Any], stream: Readable, padding: bytes) -> None:
+        self._make = make
+        self._stream = stream
+        self._padding = padding
+        self._decompressor = make()
+
+    def read(self, size: int) -> bytes:
+        while True:
+            decompressor = self._decompressor
+            if decompressor.eof:
+                rest = decompressor.unused_data.lstrip(self._padding)
+                while not rest:
+                    block = self._stream.read(_BLOCK)
+                    if not block:
+                        return b""
+                    rest = block.lstrip(self._padding)
+                self._decompressor = decompressor = self._make()
+                data = decompressor.decompress(rest, size)
+            elif decompressor.needs_input:
+                block = self._stream.read(_BLOCK)
+                if not block:
+                    raise EOFError
+                data = decompressor.decompress(block, size)
+            else:
+                data = decompressor.decompress(b"", size)
+            if data:
+                return cast(bytes, data)
+
+
 def opened(stream: InputStream) -> Readable:
-    """The stream's content, decompressed if it starts like a compressed file."""
+    """The stream's content, decompressed if it starts like a compressed file. Raises DataError for a name that promises
+    compression where there is none, such as the empty file that a failed transfer leaves."""
     start = stream.read(1)
     while start and len(start) < 6 and any(magic.startswith(start) for magic in _MAGIC):
         more = stream.read(6 - len(start))
@@ -80,6 +115,11 @@ def opened(stream: InputStream) -> Readable:
     for magic, method in _MAGIC.items():
         if start.startswith(magic):
             return Decompressed(method, plain, stream.path)
+    promised = method_of(stream.path)
+    if promised:
+        raise DataError(
+            f"{stream.path} is not {promised} data", where=stream.path, hint="fetch the file again, or rename it"
+        )
     return plain
 
 
@@ -109,10 +149,14 @@ def _open(method: str, file: Any, mode: Any) -> IO[bytes]:
     if method == "bz2":
         import bz2
 
+        if mode == "rb":
+            return cast("IO[bytes]", _Members(bz2.BZ2Decompressor, file, b""))
         return cast("IO[bytes]", bz2.BZ2File(file, mode))
     if method == "xz":
         import lzma
 
+        if mode == "rb":
+            return cast("IO[bytes]", _Members(lzma.LZMADecompressor, file, b"\0"))
         return cast("IO[bytes]", lzma.LZMAFile(file, mode))
     return cast("IO[bytes]", _zstd().ZstdFile(file, mode))
 

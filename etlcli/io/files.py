@@ -7,6 +7,7 @@ same target does (a lock on the file tells a dead run's from a live one's).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -15,6 +16,7 @@ from contextlib import suppress
 from etlcli.errors import CannotCreateError, EtlError, InputOutputError, TryLaterError
 
 _SUFFIX = ".etl-tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Output:
@@ -53,6 +55,8 @@ class AtomicFile(Output):
         self._old: os.stat_result | None = None
         self._append = append
         self._durable = False
+        self._temporary = ""
+        self._fd = -1
         self.last_byte = b""
         """Of the old content, when appending."""
         if exclusive and os.path.lexists(path):
@@ -61,9 +65,14 @@ class AtomicFile(Output):
             os.makedirs(self._directory, exist_ok=True)
             _identity(self._target)  # a name that no file can have is found here, not at the end
             _sweep(self._target)
-            self._temporary, self._fd = _create_temporary(self._target)
-        except OSError as error:
-            raise CannotCreateError(f"cannot create {path}: {error.strerror}", where=path) from error
+            self._create_temporary()
+        except BaseException as error:
+            self.abort()
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise io_error(error, path) from error
+            if isinstance(error, OSError):
+                raise CannotCreateError(f"cannot create {path}: {error.strerror}", where=path) from error
+            raise
         try:
             if append:
                 self._copy_old()
@@ -105,14 +114,31 @@ class AtomicFile(Output):
             raise _exists(self.path) from None
         except OSError as error:
             raise io_error(error, self.path) from error
+        self._temporary = ""
         os.close(self._fd)
         self._fd = -1
 
     def abort(self) -> None:
-        if self._fd >= 0:
+        if self._temporary:
             with suppress(OSError):
                 os.unlink(self._temporary)
+            self._temporary = ""
+        if self._fd >= 0:
             os.close(self._fd)
+            self._fd = -1
+
+    def _create_temporary(self) -> None:
+        """A hidden file in the target's directory, at most 255 bytes of name, locked as a sign that its run is alive. Its
+        name is known before it is there, so that a signal at any moment leaves nothing behind."""
+        name = os.fsdecode(os.fsencode(os.path.basename(self._target))[:200])
+        while True:
+            temporary = f".{name}.{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}"
+            self._temporary = os.path.join(self._directory, temporary)
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            if os.fstat(self._fd).st_nlink:
+                return
+            os.close(self._fd)  # another run's sweep came between the two calls
             self._fd = -1
 
     def _copy_old(self) -> None:
@@ -162,8 +188,11 @@ class AppendFile:
         self.path = path
         self._fd = -1
         at = path
-        while at and not os.path.lexists(at):
-            at = os.path.dirname(at)
+        try:
+            while at and not _identity(at):
+                at = os.path.dirname(at)
+        except OSError as error:  # below a file, or a name that no file can have
+            raise CannotCreateError(f"cannot write {path}: {error.strerror}", where=path) from error
         if not os.access(at or ".", os.W_OK) or os.path.isdir(path):
             raise CannotCreateError(f"cannot write {path}", where=path, hint="it, or its directory, may not be written")
 
@@ -245,7 +274,7 @@ def write_all(fd: int, block: bytes) -> None:
 
 def io_error(error: OSError, path: str) -> EtlError:
     """A failed write as an error with the path, and what to do about the usual one."""
-    hint = "free some space or write elsewhere; nothing was published" if error.errno in (28, 122) else ""
+    hint = "free some space or write elsewhere; nothing was published" if error.errno in _FULL else ""
     return InputOutputError(f"cannot write {path}: {error.strerror}", where=path, hint=hint)
 
 
@@ -255,19 +284,6 @@ def fsync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _create_temporary(target: str) -> tuple[str, int]:
-    """A hidden file in the target's directory, at most 255 bytes of name, locked as a sign that its run is alive."""
-    directory, name = os.path.split(target)
-    kept = os.fsdecode(os.fsencode(name)[:200])
-    while True:
-        path = os.path.join(directory, f".{kept}.{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.fstat(fd).st_nlink:
-            return path, fd
-        os.close(fd)  # another run's sweep came between the two calls
 
 
 def _sweep(target: str) -> None:

@@ -53,7 +53,8 @@ def upstream_unfinished(fd: int) -> bool:
 
 def _pipe_name(fd: int) -> str | None:
     status = os.fstat(fd)
-    if not stat.S_ISFIFO(status.st_mode):
+    # Not a named FIFO: that is a file, whose inode number lives on and may be another file's next.
+    if not stat.S_ISFIFO(status.st_mode) or not os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
         return None
     with open("/proc/sys/kernel/random/boot_id", "rb") as file:
         return f"{file.read(8).decode()}-{status.st_dev}-{status.st_ino}"

@@ -101,7 +101,12 @@ def open_input(path: str) -> InputStream:
     if stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)
         raise _is_directory(path)
-    return InputStream(fd, path)
+    return InputStream(fd, _as_text(path))
+
+
+def _as_text(path: str) -> str:
+    """A path for origins and messages: bytes that are no UTF-8 are spelled out, since those go into JSON."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def check_input(path: str) -> None:

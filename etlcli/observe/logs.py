@@ -62,7 +62,13 @@ class Log:
 
             from etlcli.io.terminal import safe_json
 
-            return safe_json(msgspec.json.encode(line).decode())
+            # A path may hold what is no text, and JSON cannot.
+            texts = {
+                name: value.encode(errors="backslashreplace").decode()
+                for name, value in line.items()
+                if isinstance(value, str)
+            }
+            return safe_json(msgspec.json.encode({**line, **texts}).decode())
         return " ".join(f"{name}={_logfmt(value)}" for name, value in line.items() if value is not None)
 
 

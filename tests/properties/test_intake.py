@@ -110,7 +110,8 @@ def verdict(line: bytes, max_line: int) -> tuple[str, ...]:
         value = json.loads(text, parse_int=Decimal, parse_float=str, parse_constant=_refuse)
         json.dumps(value, ensure_ascii=False, default=str).encode()  # lone surrogates are no text
     except ValueError:
-        return ("bad_json",)
+        # What begins like another value may be refused for that before its end is seen.
+        return ("bad_json",) if text.lstrip(" \t\r").startswith("{") else ("bad_json", "not_object")
     return ("good",) if isinstance(value, dict) else ("not_object",)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import string
 from contextlib import ExitStack
 from pathlib import Path
@@ -165,10 +166,15 @@ def test_the_number_of_files_is_bounded(tmp_path: Path) -> None:
 
 
 def test_more_files_than_a_shell_allows(tmp_path: Path) -> None:
-    run = Run(tmp_path, path_template="{a}.ndjson", max_files=1500)
-    assert run.write(*(b'{"a":%d}' % number for number in range(1400))) == 1400
-    run.end()
-    assert len(tree(tmp_path)) == 1400
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 50, limits[1]))
+    try:
+        run = Run(tmp_path, path_template="{a}.ndjson")
+        assert run.write(*(b'{"a":%d}' % number for number in range(200))) == 200
+        run.end()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(tree(tmp_path)) == 200
 
 
 @pytest.mark.parametrize("options", [{"path": "a.ndjson"}, {"path_template": "{a}.ndjson"}])

@@ -1,0 +1,145 @@
+"""Fault injection: what is on disk when a run dies, fails or is interrupted at any of its system calls.
+
+An action is anything that can be called again and again. Each of these runs it with a fault at its first call of the ones
+in CALLS, then at its second, and so on, until it gets through without meeting the fault; after each it yields what it
+did, so that the caller can look at the disk:
+
+    for what in kills(action):
+        assert target.read_bytes() in (old, new), what
+
+Only calls made through the `os` module are seen, which is how this project makes them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+from etlcli.errors import Interrupted
+
+CALLS = ("open", "write", "pwrite", "pread", "fsync", "fchmod", "ftruncate", "rename", "link", "unlink")
+_MOST = 2000
+
+
+def kills(action: Callable[[], object], calls: tuple[str, ...] = CALLS) -> Iterator[str]:
+    """The process dies by SIGKILL right before, or right after, a call. The action runs in a fork."""
+    for place in _places():
+        pid = os.fork()
+        if not pid:
+            _die_in(action, place, calls)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status == -signal.SIGKILL:
+            yield f"killed {place}"
+        elif status:
+            raise AssertionError(f"the action failed by itself in a fork, status {status}; see its stderr")
+        else:
+            return
+
+
+def errors(
+    action: Callable[[], object], code: int = errno.ENOSPC, calls: tuple[str, ...] = CALLS
+) -> Iterator[tuple[str, Exception | None]]:
+    """A call fails with an OSError. Yields what the action raised, too: None where it could do without the call."""
+
+    def fail() -> None:
+        raise OSError(code, os.strerror(code))
+
+    for place in _places(("before",)):
+        with _faulty(place, fail, calls) as met:
+            raised: Exception | None = None
+            try:
+                action()
+            except Exception as error:
+                raised = error
+        if not met:
+            return
+        yield f"{errno.errorcode[code]} at {met[0]}, {place}", raised
+
+
+def interrupts(action: Callable[[], object], calls: tuple[str, ...] = CALLS) -> Iterator[str]:
+    """A signal comes right before, or right after, a call, and is raised there as `Interrupted`."""
+
+    def stop() -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    for place in _places():
+        with _faulty(place, stop, calls) as met:
+            try:
+                action()
+            except Interrupted:
+                pass
+            else:
+                if met:
+                    raise AssertionError(f"the interrupt was swallowed at {met[0]}, {place}")
+        if not met:
+            return
+        yield f"interrupted at {met[0]}, {place}"
+
+
+class _Place:
+    """The n-th call of those that are watched, before or after it."""
+
+    def __init__(self, number: int, when: str) -> None:
+        self.number = number
+        self.when = when
+
+    def __str__(self) -> str:
+        return f"{self.when} call {self.number}"
+
+
+def _places(when: tuple[str, ...] = ("before", "after")) -> Iterator[_Place]:
+    for number in count(1):
+        if number > _MOST:
+            raise AssertionError(f"the action makes more than {_MOST} calls")
+        for each in when:
+            yield _Place(number, each)
+
+
+@contextmanager
+def _faulty(place: _Place, fault: Callable[[], None], calls: tuple[str, ...]) -> Iterator[list[str]]:
+    """The fault at that place; yields a list that names the call when it was met."""
+    met: list[str] = []
+    seen = count(1)
+    real = {name: getattr(os, name) for name in calls}
+
+    def faulty(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            here = next(seen) == place.number
+            if here:
+                met.append(name)
+            if here and place.when == "before":
+                fault()
+            result = real[name](*args, **kwargs)
+            if here and place.when == "after":
+                fault()
+            return result
+
+        return call
+
+    try:
+        for name in calls:
+            setattr(os, name, faulty(name))
+        yield met
+    finally:
+        for name, function in real.items():
+            setattr(os, name, function)
+
+
+def _die_in(action: Callable[[], object], place: _Place, calls: tuple[str, ...]) -> None:
+    """In the fork: never returns."""
+    status = 70
+    try:
+        with _faulty(place, lambda: os.kill(os.getpid(), signal.SIGKILL), calls):
+            action()
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
