@@ -66,7 +66,9 @@ class Ledger:
         """Raises LedgerError naming the step whose records do not balance."""
         for step in self.steps:
             if step.missing():
-                raise LedgerError(f"{abs(step.missing())} records unaccounted for: {step.as_dict()}", where=step.step)
+                raise LedgerError(
+                    f"{step.step}: {abs(step.missing())} records unaccounted for: {step.as_dict()}", where=step.step
+                )
         for above, below in zip(self.steps, self.steps[1:], strict=False):
             if above.sent != below.received:
                 raise LedgerError(
