@@ -102,7 +102,7 @@ def rank(value: Any) -> tuple[Any, ...]:
 def field(record: Any, path: str, numeric: bool) -> Any:
     for part in path.split("."):
         record = record.get(part) if isinstance(record, dict) else None
-    if numeric and isinstance(record, str):
+    if numeric and isinstance(record, str) and record == record.strip():
         try:
             found = json.loads(record, parse_int=number, parse_float=number, parse_constant=lambda name: None)
         except ValueError:
@@ -201,6 +201,7 @@ def sorts_as_the_model(
 @settings(max_examples=250, deadline=None)
 @given(records(values), OPTIONS, st.integers(1, 9), SPILLS)
 @example([b'{"k":1,"n":0}', b'{"k":1.0,"n":1}', b'{"k":true,"n":2}'], {"by": ["k"], "unique": True}, 1, (1, 64, 2, 1))
+@example([b'{"k":" 1","n":0}', b'{"k":"2","n":1}', b'{"k":3,"n":2}'], {"by": ["k"], "numeric": True}, 1, (1, 64, 2, 1))
 @example([b'{"k":-0,"n":0}', b'{"k":0,"n":1}', b'{"k":-0.0,"n":2}'], {"by": ["-k"]}, 1, (1, 64, 2, 1))
 def test_any_values(lines: list[bytes], options: dict[str, Any], size: int, spill: tuple[int, int, int, int]) -> None:
     sorts_as_the_model(lines, options, size, spill)

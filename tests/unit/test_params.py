@@ -102,9 +102,11 @@ def test_required() -> None:
     class Needs(Declared):
         by = params.fields("Fields.", required=True)
 
-    for values in ({}, {"by": None}, {"by": []}):
+    for values in ({}, {"by": None}):
         with pytest.raises(ValueError, match="by: required"):
             Needs(**values)
+    with pytest.raises(ValueError, match="by: the list is empty"):
+        Needs(by=[])
 
 
 def test_options_are_inherited_and_in_order() -> None:
