@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.fields import Path, Projection, decode_long, exact_number, projection
+from etlcli.core.fields import Path, Projection, decode_long, exact_number, may_be_inexact, projection
 
 _decode_records = msgspec.json.Decoder(dict[str, Any]).decode_lines
 _decode_exactly: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(
@@ -103,7 +103,7 @@ class Reject(NamedTuple):
 
 
 class Batch:
-    __slots__ = ("_chunk", "_lines", "_projection", "_records", "_rows", "_span", "_structs", "count")
+    __slots__ = ("_chunk", "_exact", "_lines", "_projection", "_records", "_rows", "_span", "_structs", "count")
 
     def __init__(
         self,
@@ -115,8 +115,10 @@ class Batch:
         rows: Sequence[int] | None = None,
         structs: list[Any] | None = None,
         projected: Projection | None = None,
+        exact: bool = False,
     ) -> None:
-        """`chunk` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i."""
+        """`chunk` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i. `structs` are the
+        lines as decoded by `projected`; `exact` says that a number in them is known to be what its line says."""
         self.count = count
         self._chunk = chunk
         self._lines = lines
@@ -124,6 +126,7 @@ class Batch:
         self._rows = rows
         self._structs = structs
         self._projection = projected
+        self._exact = exact
         self._records: list[dict[str, Any]] | None = None
 
     def __reduce__(self) -> Any:
@@ -157,21 +160,37 @@ class Batch:
         return self._lines
 
     def columns(self, paths: tuple[Path, ...]) -> list[list[Any]]:
-        """The values of each path, MISSING where a record has none."""
+        """The values of each path, MISSING where a record has none. Numbers are what the record says: an int of any size, a
+        float where Python writes that float with the number's value, a Decimal otherwise."""
         if self._projection is None or not set(paths) <= set(self._projection.paths):
-            self._projection = projection(paths)
+            self._projection, self._exact = projection(paths), False
             try:
                 self._structs = self._projection.decode(self.chunk)
             except msgspec.DecodeError:  # a number no double can hold
-                self._structs = list(map(self._projection.decode_exact, self.lines))
-        assert self._structs is not None
+                self._decode_exactly()
+        if not self._exact:
+            if any(may_be_inexact(column, self.chunk) for column in self._columns(self._projection.paths)):
+                self._decode_exactly()
+            self._exact = True
+        return self._columns(paths)
+
+    def _columns(self, paths: tuple[Path, ...]) -> list[list[Any]]:
+        assert self._projection is not None and self._structs is not None
         return [self._projection.column(self._structs, path) for path in paths]
 
+    def _decode_exactly(self) -> None:
+        assert self._projection is not None
+        self._structs, self._exact = list(map(self._projection.decode_exact, self.lines)), True
+
     def records(self) -> list[dict[str, Any]]:
+        """A dict a record, numbers as in `columns`."""
         if self._records is None:
             try:
                 self._records = _decode_records(self.chunk)
+                exact = not may_be_inexact(self._records, self.chunk)
             except msgspec.DecodeError:
+                exact = False
+            if not exact:
                 self._records = list(map(decode_record, self.lines))
         return self._records
 
@@ -188,6 +207,7 @@ class Batch:
             rows=list(indices) if self._rows is None else pick(self._rows),
             structs=None if self._structs is None else pick(self._structs),
             projected=self._projection,
+            exact=self._exact,
         )
 
     def without(self, indices: Mapping[int, Any] | set[int]) -> Batch:
