@@ -35,6 +35,9 @@ def decode_record(line: bytes) -> dict[str, Any]:
         return decode_long(line)
 
 
+Errors = list[dict[str, Any]]
+
+
 class Origin(NamedTuple):
     """Where a record was read: the input's name, the line (from 1) and the byte offset of the line's start."""
 
@@ -85,20 +88,54 @@ class Span:
         return Origin(self.path, self.line + row, self._starts[row])
 
 
-class Reject(NamedTuple):
-    """A record that a step would not take, and why. `errors` are dicts with a `message` and, where they are known,
-    `pointer`, `keyword`, `schema_pointer` and `value`."""
+class Reject:
+    """A record that a step would not take, and why.
 
-    code: str
-    errors: list[dict[str, Any]]
-    raw: bytes
-    origin: Origin | None
+    `errors` are dicts with a `message` and, where they are known, `pointer`, `keyword`, `schema_pointer` and `value`. They
+    may be given as a function, which is asked when somebody looks: all errors of all records of a batch can be a hundred
+    times the batch. `index` is the record's place in the batch it was rejected from; None for a line that was no record.
+    """
+
+    __slots__ = ("_errors", "code", "index", "origin", "raw")
+
+    def __init__(
+        self,
+        code: str,
+        errors: Errors | Callable[[], Errors],
+        raw: bytes,
+        origin: Origin | None,
+        index: int | None = None,
+    ) -> None:
+        self.code = code
+        self._errors = errors
+        self.raw = raw
+        self.origin = origin
+        self.index = index
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reject) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((self.code, self.raw, self.origin))
+
+    def __repr__(self) -> str:
+        return f"Reject{self._values()}"
+
+    def __reduce__(self) -> Any:
+        return Reject, (*self._values(), self.index)
+
+    def _values(self) -> tuple[Any, ...]:
+        return self.code, self.errors, self.raw, self.origin
+
+    @property
+    def errors(self) -> Errors:
+        return self._errors() if callable(self._errors) else self._errors
 
     @property
     def message(self) -> str:
-        first = self.errors[0]
+        first, *others = self.errors
         where = f" at {first['pointer']}" if first.get("pointer") else ""
-        more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
+        more = f" (and {len(others)} more)" if others else ""
         return f"{first['message']}{where}{more}"
 
 
@@ -186,12 +223,11 @@ class Batch:
         """A dict a record, numbers as in `columns`."""
         if self._records is None:
             try:
-                self._records = _decode_records(self.chunk)
-                exact = not may_be_inexact(self._records, self.chunk)
+                records = _decode_records(self.chunk)
+                exact = not may_be_inexact(records, self.chunk)
             except msgspec.DecodeError:
                 exact = False
-            if not exact:
-                self._records = list(map(decode_record, self.lines))
+            self._records = records if exact else list(map(decode_record, self.lines))
         return self._records
 
     def take(self, indices: Sequence[int]) -> Batch:
@@ -229,8 +265,8 @@ class Batch:
             return None
         return self._span.origin(index if self._rows is None else self._rows[index])
 
-    def reject(self, index: int, code: str, errors: list[dict[str, Any]]) -> Reject:
-        return Reject(code, errors, self.lines[index], self.origin(index))
+    def reject(self, index: int, code: str, errors: Errors | Callable[[], Errors]) -> Reject:
+        return Reject(code, errors, self.lines[index], self.origin(index), index)
 
 
 def _rebuilt(

@@ -1,8 +1,9 @@
 """Keys that sort as the values do: any JSON values in, bytes out, to be compared with memcmp.
 
 The order across types: false, true, numbers, strings (by code point), arrays, objects. Numbers compare by their value,
-exactly, whatever their size and spelling: 1 = 1.0, and 2**53 + 1 is not 2**53. Arrays compare element by element, objects as their members sorted by name. Null and missing are equal to each
-other and stand outside the order: last, or first, in both directions.
+exactly, whatever their size and spelling: 1 = 1.0, and 2**53 + 1 is not 2**53. Arrays compare element by element, objects
+as their members sorted by name. Null and missing are equal to each other and stand outside the order: last, or first, in
+both directions.
 
 Encoding of one value, after the idea of FoundationDB's tuple layer: a type byte, then a self-delimiting body. Numbers are
 the sign, the nearest double's bits (inverted for negatives), then how far the value is from the shortest decimal that

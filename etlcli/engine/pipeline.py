@@ -8,7 +8,7 @@ clean-up are done here and nowhere else.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from glob import glob
@@ -20,13 +20,13 @@ from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Policy
 from etlcli.core.stage import Context, Sink, Source, Stage
 from etlcli.errors import FindingsError, UsageError
+from etlcli.observe.logs import Log
 from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import find
 
 if TYPE_CHECKING:
     from etlcli.engine.quarantine import Quarantine
 
-Log = Callable[..., None]
 _Step = tuple[Stage, StepCount, Policy]
 
 
@@ -143,22 +143,7 @@ class Pipeline:
                 where="errors",
                 hint="give it a file of its own, which no glob of the inputs matches",
             )
-        if wanted and recipe.quarantine:
-            self._quarantine_is_no_other_file(recipe.quarantine)
         return wanted
-
-    def _quarantine_is_no_other_file(self, quarantine: str) -> None:
-        """Rejects put into the output would be replaced by it, and put into an input be read as records."""
-        own = os.path.realpath(os.path.join(self.recipe.base_dir, quarantine))
-        for spec in (self.recipe.source, self.recipe.sink):
-            values = spec.params.values()
-            for path in (*values.get("paths", ()), values.get("path")):
-                if path and path != "-" and os.path.realpath(os.path.join(self.recipe.base_dir, path)) == own:
-                    raise UsageError(
-                        f"the quarantine {quarantine} is also the {'output' if spec is self.recipe.sink else 'input'}",
-                        where="errors",
-                        hint="give it a file of its own",
-                    )
 
     def _paths(self) -> Iterator[str]:
         """The files that the steps' options name."""
@@ -180,13 +165,12 @@ class Pipeline:
 
     def _skip(self, step: str, rejects: Sequence[Reject]) -> None:
         for reject in rejects:
-            self._log("warning", "record_skipped", **_described(step, reject))
+            self._log.record("warning", "record_skipped", step, partial(_skipped, reject))
 
     def _report(self, step: str, rejects: Sequence[Reject]) -> None:
         self._findings += len(rejects)
         for reject in rejects:
-            for error in reject.errors:
-                self._log("error", "finding", **{**_described(step, reject), **error})
+            self._log.record("error", "finding", step, partial(_findings, reject))
 
 
 class Nowhere(Sink):
@@ -199,10 +183,19 @@ class Nowhere(Sink):
         pass
 
 
-def _described(step: str, reject: Reject) -> dict[str, Any]:
+def _skipped(reject: Reject) -> Iterator[dict[str, Any]]:
+    yield {**_place(reject), "message": reject.message}
+
+
+def _findings(reject: Reject) -> Iterator[dict[str, Any]]:
+    for error in reject.errors:
+        yield {**_place(reject), "message": error["message"], **error}
+
+
+def _place(reject: Reject) -> dict[str, Any]:
     origin = reject.origin
     place = {"path": origin.path, "line": origin.line, "offset": origin.offset} if origin else {}
-    return {"step": step, "code": reject.code, **place, "message": reject.message}
+    return {"code": reject.code, **place}
 
 
 def _counted(batches: Iterator[Batch], count: StepCount) -> Iterator[Batch]:

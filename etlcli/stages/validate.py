@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from functools import partial
+from typing import Any
 
 from etlcli.core import params
-from etlcli.core.batch import Batch, Reject
+from etlcli.core.batch import Batch
 from etlcli.core.stage import Context, Prepared, Stage, State
 
 
@@ -57,7 +57,10 @@ oneOf, if). A valid record is never changed, and the other fields of a changed o
 
     def prepare(self, batch: Batch) -> Prepared:
         judged, invalid = self._judge(batch)
-        rejects = Findings(self._verdict, batch, judged, invalid)
+        # A reject holds the record as it came, its errors are about the record as it was judged.
+        rejects = [
+            batch.reject(index, "schema", partial(self._verdict.errors, judged.lines[index])) for index in invalid
+        ]
         if self.reports:
             return Prepared(batch.take([]), rejects, {"checked": batch.count - len(invalid)})
         return Prepared(judged.without(set(invalid)) if invalid else judged, rejects)
@@ -73,35 +76,3 @@ oneOf, if). A valid record is never changed, and the other fields of a changed o
         changes = self._fill.changes(doubtful)
         invalid = self._verdict.invalid(doubtful.replace(changes))
         return batch.replace({suspects[at]: line for at, line in changes.items()}), [suspects[at] for at in invalid]
-
-
-class Findings(Sequence[Reject]):
-    """The rejects of a batch, explained one at a time as they are asked for: all errors of all records at once could be a
-    hundred times the batch. A reject holds the record as it came, its errors are about the record as it was judged."""
-
-    def __init__(self, verdict: Any, batch: Batch, judged: Batch, invalid: list[int]) -> None:
-        self._verdict = verdict
-        self._batch = batch
-        self._judged = judged
-        self._invalid = invalid
-
-    def __len__(self) -> int:
-        return len(self._invalid)
-
-    def __iter__(self) -> Iterator[Reject]:
-        return map(self._explain, self._invalid)
-
-    @overload
-    def __getitem__(self, index: int) -> Reject: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Reject]: ...
-    def __getitem__(self, index: int | slice) -> Reject | list[Reject]:
-        if isinstance(index, slice):
-            return list(map(self._explain, self._invalid[index]))
-        return self._explain(self._invalid[index])
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return list, (list(self),)
-
-    def _explain(self, index: int) -> Reject:
-        return self._batch.reject(index, "schema", self._verdict.errors(self._judged.lines[index]))
