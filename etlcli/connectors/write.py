@@ -117,6 +117,12 @@ below the template's own directory, whatever it holds."""
                 f"{self.params.path_template} makes more than {self.params.max_files} files",
                 hint="choose a field with fewer values, or raise --max-files",
             )
+        if os.path.realpath(path) != os.path.join(self._template.root, os.path.relpath(path, self._template.top)):
+            raise CannotCreateError(
+                f"{path} leads elsewhere through a symbolic link",
+                where=path,
+                hint="a value may only name a file below the template's own directory; remove the link",
+            )
         return self._open(path)
 
 
@@ -188,8 +194,10 @@ class _Template:
             self.fields = tuple(map(parse_path, pieces[1::2]))
         except ValueError as error:
             raise ValueError(f"path_template: {error}") from None
-        self._text = text
         self._base_dir = base_dir
+        self.top = os.path.dirname(os.path.join(base_dir, pieces[0])) or "."
+        """The directory that all paths are below, and where it really is."""
+        self.root = os.path.realpath(self.top)
         self._memo: dict[tuple[Any, ...], str] = {}
 
     def path(self, values: tuple[Any, ...]) -> str:
