@@ -32,6 +32,12 @@ def delimiter_of(name: str) -> str:
     return "\t" if name == "tsv" else ","
 
 
+def _explain(error: csv.Error) -> str:
+    if "new-line character" in str(error):
+        return "a CR without LF stands outside quotes; if all lines end so, convert them: tr '\\r' '\\n'"
+    return str(error)
+
+
 class _Row(NamedTuple):
     """A row and the physical lines it stands on: `height` of them, from `first` (an index into the chunk's lines)."""
 
@@ -90,7 +96,7 @@ class Reader:
         except csv.Error as error:
             if "unexpected end of data" in str(error) and not final and len(raw.chunk) <= self._options.max_line:
                 return None
-            raise self._header_error(f"the header cannot be read: {error}", raw.span) from None
+            raise self._header_error(f"the header cannot be read: {_explain(error)}", raw.span) from None
         if not names:
             return _cut(raw, reader.line_num)
         twice = {name for name in names if names.count(name) > 1}
@@ -106,7 +112,7 @@ class Reader:
 
     def _header_error(self, message: str, span: Span) -> DataError:
         where = f"{self._options.path}:{span.line}"
-        return DataError(f"{where}: {message}", where=where, hint="give every column a name of its own")
+        return DataError(f"{where}: {message}", where=where, hint="every column needs a name of its own")
 
     def _convert_plain(self, raw: RawChunk) -> RawChunk | None:
         """The whole chunk at once, if every line is one good row; None if any is not."""
@@ -160,7 +166,7 @@ class Reader:
                 try:
                     cells = next(reader, None)
                 except csv.Error as error:
-                    problem = str(error)
+                    problem = _explain(error)
                 else:
                     if cells is None:
                         return

@@ -27,6 +27,14 @@ from etlcli.registry import load as load_target
 MAX_BYTES = 1 << 20
 VERSION = 1
 _TOP = ("version", "name", "params", "source", "steps", "sink", "runtime", "errors", "logging")
+_ELSEWHERE = {
+    "memory": "memory is shared by all steps: runtime.memory",
+    "max_errors": "the error budget is the run's: errors.max",
+    "quarantine": "the quarantine is the run's: errors.quarantine",
+    "log_level": "the level is the run's: logging.level",
+    "output": "the output is the sink's",
+}
+"""Flags of a subcommand that are no options of a step."""
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _PARAM_TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
@@ -158,7 +166,7 @@ class _Loader:
             if known is not None and key not in known:
                 line, column = node.key_marks[key]
                 raise RecipeError(f"{what} has no key {key!r}", where=f"{self._path}:{line}:{column}",
-                                  hint=nearest(key, known))  # fmt: skip
+                                  hint=_ELSEWHERE.get(key) or nearest(key, known))  # fmt: skip
         for key in required:
             if key not in node.value:
                 raise self._error(node, f"{what} needs the key {key!r}")

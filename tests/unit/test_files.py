@@ -115,7 +115,11 @@ def test_directories_go_with_the_file_they_were_made_for(tmp_path: Path) -> None
     (tmp_path / "there" / "x" / "other").write_bytes(b"")
     for file in (abandoned, kept):
         file.abort()
-    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"there", "there/x", "there/x/other"}
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {
+        "there",
+        "there/x",
+        "there/x/other",
+    }
 
 
 def test_where_no_directory_can_be_made(tmp_path: Path) -> None:
