@@ -103,6 +103,7 @@ def format_of(path: str) -> str:
     suffix = os.path.splitext(without_suffix(path))[1].lower()
     if suffix in _FOREIGN:
         raise UsageError(
-            f"{path}: {suffix} is no format that etl knows", hint="NDJSON under such a name needs etl read or etl write with --format ndjson"
+            f"{path}: {suffix} is no format that etl knows",
+            hint="NDJSON under such a name needs etl read or etl write with --format ndjson",
         )
     return _FORMAT_OF_SUFFIX.get(suffix, "ndjson")
