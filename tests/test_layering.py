@@ -40,6 +40,7 @@ ALLOWED_HEAVY = {
     "cli": {"click"},
     "formats": {"yaml"},
     "schema": {"jsonschema_rs"},
+    "engine": {"tenacity"},
 }
 
 modules = sorted(PACKAGE.rglob("*.py"))

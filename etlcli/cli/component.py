@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+import msgspec
 
-from etlcli.core.params import Option, format_size, parse_size
-from etlcli.core.policy import THEN, ErrorBudget
+from etlcli.core.fields import parse_path
+from etlcli.core.params import Declared, Option, format_backoff, format_size, parse_size
+from etlcli.core.policy import THEN, ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, Component
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import UsageError
 from etlcli.io.inputs import STDIN
 from etlcli.observe.logs import FORMATS, LEVELS, Log
-from etlcli.recipe.model import Recipe, StepSpec
+from etlcli.recipe.model import Fallback, OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS, load
 
 INPUTS = Option(
@@ -24,11 +26,15 @@ INPUTS = Option(
 INPUTS.name = "inputs"
 
 
-def shared_options() -> list[click.Option]:
+def shared_options() -> list[click.Parameter]:
     """The options every record command has, beside its own."""
     return [
         click.Option(["--on-error"], type=click.Choice(THEN), default="fail", show_default=True,
                      help="What to do with a record that is rejected."),
+        *map(click_parameter, Retry.options),
+        click.Option(["--fallback"], metavar="JSON", help="A record that goes on in place of a rejected one."),
+        click.Option(["--fallback-set"], metavar="FIELD=JSON", multiple=True,
+                     help="Let a rejected record go on with a field set."),
         click.Option(["--quarantine"], metavar="FILE", help="Append rejected records here, with the reasons."),
         click.Option(["--max-errors"], metavar="N|P%", help="Rejects that skip and quarantine may pass over."),
         click.Option(["--memory"], metavar="SIZE", default=format_size(DEFAULT_MEMORY), show_default=True,
@@ -38,7 +44,7 @@ def shared_options() -> list[click.Option]:
     ]  # fmt: skip
 
 
-def log_options() -> list[click.Option]:
+def log_options() -> list[click.Parameter]:
     return [
         click.Option(["--log-level"], type=click.Choice(LEVELS), default=None, help="Least level that is logged."),
         click.Option(["--log-format"], type=click.Choice(FORMATS), default="auto", show_default=True,
@@ -82,6 +88,8 @@ def click_parameter(option: Option) -> click.Parameter:
     shown = option.default
     if option.kind == "size" and shown is not None:
         shown = format_size(shown)
+    if option.kind == "backoff":
+        shown = format_backoff(shown)
     if option.kind == "flag":
         return click.Option([option.flag], is_flag=True, help=option.help)
     return click.Option(
@@ -123,22 +131,24 @@ def print_stats(pipeline: Pipeline) -> None:
     sys.stderr.flush()
 
 
-def step(name: str, values: dict[str, Any], then: str = "fail") -> StepSpec:
+def step(name: str, values: dict[str, Any], on_error: OnError) -> StepSpec:
     """A step from option values. Raises UsageError for values that cannot be."""
     component: type[Component] = load(COMPONENTS[name].target)
+    return StepSpec(name, name, declared(component.Params, values, name), on_error)
+
+
+def declared(options: type[Declared], values: dict[str, Any], name: str) -> Any:
     given = {key: value for key, value in values.items() if value not in (None, (), "")}
     try:
-        return StepSpec(name, name, component.Params(**given), then)
+        return options(**given)
     except ValueError as error:
         option, _, reason = str(error).partition(": ")
         raise UsageError(f"--{option.replace('_', '-')}: {reason}", hint=f"see etl {name} --help") from None
 
 
-def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:
-    """The recipe a subcommand's line stands for: stdin or files, the stage, stdout or a file."""
+def on_error_of(name: str, kind: str, values: dict[str, Any]) -> OnError:
+    """The policy that the shared options ask for."""
     then = values["on_error"]
-    if values.get("output") == "" or values["quarantine"] == "":
-        raise UsageError("a file's name is empty", hint="a variable that is not set, perhaps; - is standard output")
     if then == "quarantine" and not values["quarantine"]:
         raise UsageError("--on-error quarantine needs --quarantine FILE")
     if values["quarantine"] and then == "fail":
@@ -147,17 +157,59 @@ def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:
         raise UsageError(
             "--max-errors needs --on-error skip or a --quarantine", hint="by default the first reject fails the run"
         )
+    retry = declared(Retry, {option.name: values[option.name] for option in Retry.options}, name)
+    return OnError(retry, fallback_of(kind, values["fallback"], values["fallback_set"]), then)
+
+
+def fallback_of(kind: str, value: str | None, settings: Sequence[str]) -> Fallback | None:
+    if value and settings:
+        raise UsageError("--fallback and --fallback-set do not go together")
+    if kind == "source" and settings:
+        raise UsageError("--fallback-set: a line that is no record has no fields", hint="use --fallback JSON")
+    if value:
+        return Fallback(value=bytes(_json(value, dict[str, msgspec.Raw], "--fallback", "a JSON object")))
+    changes = []
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(
+                f"--fallback-set {setting!r} is not FIELD=JSON", hint="for example --fallback-set status=null"
+            )
+        try:
+            changes.append((parse_path(path), _json(text, Any, "--fallback-set", "JSON")))
+        except ValueError as error:
+            raise UsageError(f"--fallback-set: {error}") from None
+    return Fallback(set=tuple(changes)) if changes else None
+
+
+def _json(text: str, kind: Any, flag: str, what: str) -> msgspec.Raw:
+    try:
+        msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{flag}: {text!r} is not {what}: {error}") from None
+    return msgspec.Raw(text.replace("\n", " ").encode())
+
+
+def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:
+    """The recipe a subcommand's line stands for: stdin or files, the stage, stdout or a file."""
+    if values.get("output") == "" or values["quarantine"] == "":
+        raise UsageError("a file's name is empty", hint="a variable that is not set, perhaps; - is standard output")
+    on_error = on_error_of(name, kind, values)
+    # Lines that are no records, and records that a file refuses, have the same last word but nothing to be tried again.
+    neighbour = OnError(then=on_error.then)
     own = {option.name: values[option.name] for option in load(COMPONENTS[name].target).Params.options}
     source_own = {option.name: values.get(option.name) for option in _source_options()}
     steps: tuple[StepSpec, ...] = ()
     if kind == "source":
-        source = step(name, own, then)
+        source = step(name, own, on_error)
     else:
         source = step("read", {**({} if kind == "sink" else source_own), "paths": values.get("inputs", ()),
-                               "max_line": values["max_line"]}, then)  # fmt: skip
+                               "max_line": values["max_line"]}, neighbour)  # fmt: skip
         if kind == "stage":
-            steps = (step(name, own, then),)
-    sink = step(name, own, then) if kind == "sink" else step("write", {"path": values["output"] or STDIN}, then)
+            steps = (step(name, own, on_error),)
+    sink = (
+        step(name, own, on_error) if kind == "sink" else step("write", {"path": values["output"] or STDIN}, neighbour)
+    )
     try:
         budget, memory = ErrorBudget(values["max_errors"]), parse_size(values["memory"])
     except ValueError as error:

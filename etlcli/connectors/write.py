@@ -75,10 +75,8 @@ below the template's own directory, whatever it holds."""
             _allow_open_files(params.max_files)
             self._write = self._write_partitions
 
-    def write(self, batch: Batch) -> int:
-        rejects = self._write(batch)
-        self.ctx.reject(rejects)
-        return len(batch) - len(rejects)
+    def write(self, batch: Batch) -> list[Reject]:
+        return self._write(batch)
 
     def commit(self) -> None:
         """All files are complete and durable before the first is published."""

@@ -14,13 +14,16 @@ hand out is shared: nobody may change it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count as counting
 from typing import Any, NamedTuple
 
 import msgspec
 
 from etlcli.core.fields import Path, Projection, decode_long, exact_number, may_be_inexact, projection
 
+_families = counting()
 _decode_records = msgspec.json.Decoder(dict[str, Any]).decode_lines
 _decode_exactly: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(
     dict[str, Any], float_hook=exact_number
@@ -93,10 +96,11 @@ class Reject:
 
     `errors` are dicts with a `message` and, where they are known, `pointer`, `keyword`, `schema_pointer` and `value`. They
     may be given as a function, which is asked when somebody looks: all errors of all records of a batch can be a hundred
-    times the batch. `index` is the record's place in the batch it was rejected from; None for a line that was no record.
+    times the batch. `index` is the record's place in the batch it was rejected from; of a line that was no record, its row
+    in the chunk. None where neither is known.
     """
 
-    __slots__ = ("_errors", "code", "index", "origin", "raw")
+    __slots__ = ("_errors", "attempts", "code", "index", "origin", "raw")
 
     def __init__(
         self,
@@ -111,6 +115,7 @@ class Reject:
         self.raw = raw
         self.origin = origin
         self.index = index
+        self.attempts = 1
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Reject) and self._values() == other._values()
@@ -140,7 +145,7 @@ class Reject:
 
 
 class Batch:
-    __slots__ = ("_chunk", "_exact", "_lines", "_projection", "_records", "_rows", "_span", "_structs", "count")
+    __slots__ = ("_chunk", "_exact", "_kin", "_lines", "_projection", "_records", "_rows", "_span", "_structs", "count")
 
     def __init__(
         self,
@@ -153,9 +158,11 @@ class Batch:
         structs: list[Any] | None = None,
         projected: Projection | None = None,
         exact: bool = False,
+        kin: int | None = None,
     ) -> None:
         """`chunk` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i. `structs` are the
-        lines as decoded by `projected`; `exact` says that a number in them is known to be what its line says."""
+        lines as decoded by `projected`; `exact` says that a number in them is known to be what its line says. `kin` is the
+        same for batches that were taken from one another: their rows can be compared."""
         self.count = count
         self._chunk = chunk
         self._lines = lines
@@ -164,11 +171,13 @@ class Batch:
         self._structs = structs
         self._projection = projected
         self._exact = exact
+        self._kin = next(_families) if kin is None else kin
         self._records: list[dict[str, Any]] | None = None
 
     def __reduce__(self) -> Any:
         """What a worker needs of it: the bytes and where they came from, not the forms derived from them."""
-        return _rebuilt, (self.count, self._chunk, None if self._chunk else self._lines, self._span, self._rows)
+        lines = None if self._chunk else self._lines
+        return _rebuilt, (self.count, self._chunk, lines, self._span, self._rows, self._kin)
 
     @classmethod
     def of_chunk(cls, chunk: bytes) -> Batch:
@@ -244,6 +253,7 @@ class Batch:
             structs=None if self._structs is None else pick(self._structs),
             projected=self._projection,
             exact=self._exact,
+            kin=self._kin,
         )
 
     def without(self, indices: Mapping[int, Any] | set[int]) -> Batch:
@@ -257,19 +267,36 @@ class Batch:
         lines = list(self.lines)
         for index, line in changes.items():
             lines[index] = line
-        return Batch(self.count, lines=lines, span=self._span, rows=self._rows)
+        return Batch(self.count, lines=lines, span=self._span, rows=self._rows, kin=self._kin)
+
+    def row(self, index: int) -> int:
+        """Record `index`'s place among the records of the batch that this one was first taken from."""
+        return index if self._rows is None else self._rows[index]
+
+    def place_of(self, row: int) -> int:
+        """How many records of this batch, in which order was kept, stand before `row`."""
+        return row if self._rows is None else bisect_left(self._rows, row)
+
+    def is_kin(self, other: Batch) -> bool:
+        """Whether both were taken from one batch, so that their rows can be compared."""
+        return self._kin == other._kin
 
     def origin(self, index: int) -> Origin | None:
         """Where record `index` was read; None for a record that a step made or that was spilled in between."""
         if self._span is None:
             return None
-        return self._span.origin(index if self._rows is None else self._rows[index])
+        return self._span.origin(self.row(index))
 
     def reject(self, index: int, code: str, errors: Errors | Callable[[], Errors]) -> Reject:
         return Reject(code, errors, self.lines[index], self.origin(index), index)
 
 
 def _rebuilt(
-    count: int, chunk: bytes | None, lines: list[bytes] | None, span: Span | None, rows: Sequence[int] | None
+    count: int,
+    chunk: bytes | None,
+    lines: list[bytes] | None,
+    span: Span | None,
+    rows: Sequence[int] | None,
+    kin: int,
 ) -> Batch:
-    return Batch(count, chunk=chunk, lines=lines, span=span, rows=rows)
+    return Batch(count, chunk=chunk, lines=lines, span=span, rows=rows, kin=kin)

@@ -84,7 +84,7 @@ def _parse_lines(chunk: bytes, span: Span, project: Projection, max_line: int) -
             structs.append(_decode_line(line, project, max_line))
         except _Bad as bad:
             raw = excerpt(line, max_line) if bad.code == "line_too_long" else line
-            rejects.append(Reject(bad.code, [{"message": bad.message}], raw, span.origin(row)))
+            rejects.append(Reject(bad.code, [{"message": bad.message}], raw, span.origin(row), row))
         else:
             lines.append(line)
             rows.append(row)

@@ -14,9 +14,10 @@ from etlcli.errors import LedgerError
 
 
 class StepCount:
-    """One step's counts, in records. `absorbed` are records that live on inside others (a batch, a group)."""
+    """One step's counts, in records. `absorbed` are records that live on inside others (a batch, a group). Beside the
+    balance: `healed` are records that a retry or a fallback saved from being rejected, `retries` the tries it took."""
 
-    __slots__ = ("absorbed", "discarded", "received", "rejected", "sent", "step")
+    __slots__ = ("absorbed", "discarded", "healed", "received", "rejected", "retries", "sent", "step")
 
     def __init__(self, step: str) -> None:
         self.step = step
@@ -25,6 +26,8 @@ class StepCount:
         self.discarded: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.absorbed: Counter[str] = Counter()
+        self.healed: Counter[str] = Counter()
+        self.retries = 0
 
     def missing(self) -> int:
         """Records that came in and are accounted for nowhere (negative: came from nowhere). 0 in a right program."""
@@ -38,6 +41,8 @@ class StepCount:
             "discarded": dict(self.discarded),
             "rejected": dict(self.rejected),
             "absorbed": dict(self.absorbed),
+            "healed": dict(self.healed),
+            "retries": self.retries,
         }
 
 

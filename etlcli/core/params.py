@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, overload
 
 _SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3, "m": 1 << 20, "mib": 1 << 20, "mb": 10**6,
                "g": 1 << 30, "gib": 1 << 30, "gb": 10**9, "t": 1 << 40, "tib": 1 << 40, "tb": 10**12}  # fmt: skip
@@ -151,6 +151,10 @@ def flag(help: str) -> bool:
     return cast(bool, Option("flag", help, default=False))
 
 
+@overload
+def integer(help: str, *, default: int, metavar: str = "N", minimum: int | None = 0) -> int: ...
+@overload
+def integer(help: str, *, default: None = None, metavar: str = "N", minimum: int | None = 0) -> int | None: ...
 def integer(help: str, *, default: int | None = None, metavar: str = "N", minimum: int | None = 0) -> int | None:
     return cast("int | None", Option("integer", help, default=default, metavar=metavar, minimum=minimum))
 
@@ -160,9 +164,18 @@ def size(help: str, *, default: int | None = None, minimum: int = 1) -> int:
     return cast(int, Option("size", help, default=default, metavar="SIZE", minimum=minimum))
 
 
-def duration(help: str, *, default: float | None = None) -> float:
+@overload
+def duration(help: str, *, default: float) -> float: ...
+@overload
+def duration(help: str, *, default: None = None) -> float | None: ...
+def duration(help: str, *, default: float | None = None) -> float | None:
     """Seconds."""
-    return cast(float, Option("duration", help, default=default, metavar="DUR"))
+    return cast("float | None", Option("duration", help, default=default, metavar="DUR"))
+
+
+def backoff(help: str, *, default: str) -> tuple[float, float]:
+    """The first and the longest wait, in seconds."""
+    return cast("tuple[float, float]", Option("backoff", help, default=parse_backoff(default), metavar="DUR..DUR"))
 
 
 def choice(choices: tuple[str, ...], help: str, *, default: str | None = None) -> str:
@@ -185,11 +198,27 @@ def parse_duration(value: Any) -> float:
     return seconds
 
 
+def parse_backoff(value: Any) -> tuple[float, float]:
+    """`500ms..30s`, or one duration for waits that are all the same."""
+    if isinstance(value, tuple):
+        return value
+    first, dots, longest = value.partition("..") if isinstance(value, str) else (value, "", "")
+    shortest = parse_duration(first)
+    limit = parse_duration(longest) if dots else shortest
+    if limit < shortest:
+        raise ValueError(f"expected the first wait and the longest, such as 500ms..30s, not {value!r}")
+    return shortest, limit
+
+
 def format_size(count: int) -> str:
     for unit, label in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if count >= unit:
             return f"{count / unit:g}{label}" if count % unit == 0 else f"{count / unit:.1f}{label}"
     return f"{count}B"
+
+
+def format_backoff(waits: tuple[float, float]) -> str:
+    return "..".join(f"{wait:g}s" for wait in waits)
 
 
 def _quantity(value: Any, units: Mapping[str, float], what: str) -> float:
@@ -253,6 +282,7 @@ _PARSERS = {
     "integer": _parse_integer,
     "size": lambda option, value: parse_size(value),
     "duration": lambda option, value: parse_duration(value),
+    "backoff": lambda option, value: parse_backoff(value),
     "choice": _parse_choice,
 }
 
@@ -267,5 +297,6 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "integer": {"type": "integer"},
     "size": {"type": ["string", "integer"]},
     "duration": {"type": ["string", "number"]},
+    "backoff": {"type": ["string", "number"]},
     "choice": {"type": "string"},
 }

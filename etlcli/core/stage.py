@@ -26,8 +26,8 @@ DEFAULT_MEMORY = 512 << 20
 
 
 class Prepared(NamedTuple):
-    """What `prepare` hands to `apply`: the records that go on, those rejected, those dropped by reason, and whatever
-    the stage worked out about them (`extra`)."""
+    """What `prepare` hands to `apply`, and a source to the first step: the records that go on, those rejected, those
+    dropped by reason, and whatever the stage worked out about them (`extra`)."""
 
     batch: Batch
     rejects: Sequence[Reject] = ()
@@ -39,8 +39,8 @@ class Context:
     """What the engine gives a step: its counts, its resources and its share of memory.
 
     `resources` closes what the step opened, in reverse order, however the run ends. `log(level, event, **fields)`
-    writes one line. `reject` puts records through the step's policy; use it in `apply`, `finish`, sources and sinks
-    (`prepare` returns its rejects).
+    writes one line. `reject` puts records through the step's policy; use it in `apply` and `finish` (`prepare`, sources and
+    sinks return their rejects).
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Component:
 class Source(Component):
     """Begins a pipeline."""
 
-    def batches(self) -> Iterator[Batch]:
-        """Batches of good records, in order. Rejects and blank lines go through `ctx`; `ctx.count.received` counts
-        every line or item read, whatever becomes of it."""
+    def batches(self) -> Iterator[Prepared]:
+        """Batches of good records, in order, each with the lines that were none and, as discards, blank lines: all that
+        was read."""
         raise NotImplementedError
 
 
@@ -129,8 +129,8 @@ class Stage(Component):
 class Sink(Component):
     """Ends a pipeline. Nothing it wrote is visible under its final name before `commit`."""
 
-    def write(self, batch: Batch) -> int:
-        """Takes a batch and returns how many of its records it took; it puts the others through `ctx.reject`."""
+    def write(self, batch: Batch) -> Sequence[Reject]:
+        """Takes the records it can, and returns the others."""
         raise NotImplementedError
 
     def commit(self) -> None:

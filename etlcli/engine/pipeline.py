@@ -19,15 +19,14 @@ from etlcli.core.fields import Path
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Policy
 from etlcli.core.stage import Context, Sink, Source, Stage
+from etlcli.engine.step import SinkStep, SourceStep, StageStep
 from etlcli.errors import FindingsError, UsageError
 from etlcli.observe.logs import Log
-from etlcli.recipe.model import Recipe, StepSpec
+from etlcli.recipe.model import Fallback, Recipe, StepSpec
 from etlcli.registry import find
 
 if TYPE_CHECKING:
     from etlcli.engine.quarantine import Quarantine
-
-_Step = tuple[Stage, StepCount, Policy]
 
 
 class Pipeline:
@@ -49,21 +48,23 @@ class Pipeline:
                 from etlcli.engine.quarantine import Quarantine
 
                 self._quarantine = resources.enter_context(Quarantine(self.recipe, self.run_id))
-            batches, sink, sink_count = self._build(resources)
+            source, stages, sink = self._build(resources)
+            batches = source.batches()
+            for stage in stages:
+                batches = stage.through(batches)
             for batch in batches:
-                sink_count.received += len(batch)
-                sink_count.sent += sink.write(batch)
+                sink.write(batch)
             self.recipe.budget.check(self.ledger, finished=True)
             self.ledger.check()
             if self._findings:
                 raise FindingsError(f"records with findings: {self._findings} of {self.ledger.received}")
-            sink.commit()
+            sink.component.commit()
             self._log(
                 "info",
                 "run_finished",
                 recipe=self.recipe.name,
                 read=self.ledger.received,
-                written=sink_count.sent,
+                written=sink.count.sent,
                 rejected=self.ledger.rejected(),
                 discarded=self.ledger.discarded(),
             )
@@ -72,44 +73,52 @@ class Pipeline:
         """Everything up to the first record: components are built, inputs opened, schemas compiled. Nothing is written."""
         with ExitStack() as resources:
             self._quarantines()
-            stages = self._stages(resources)
-            self._source(self.ledger.open(self.recipe.source.id), stages, resources)
+            count = self.ledger.open(self.recipe.source.id)
+            self._source(count, self._stages(resources), resources)
 
-    def _build(self, resources: ExitStack) -> tuple[Iterator[Batch], Sink, StepCount]:
+    def _build(self, resources: ExitStack) -> tuple[SourceStep, list[StageStep], SinkStep]:
         recipe = self.recipe
         source_count = self.ledger.open(recipe.source.id)
         stages = self._stages(resources)
         # Inputs are opened before the output, so that a missing file leaves no trace.
         source = self._source(source_count, stages, resources)
-        sink_count = self.ledger.open(recipe.sink.id)
-        sink_policy = self._policy(recipe.sink.then)
-        sink_context = self._context(sink_count, sink_policy, resources)
-        reporting = any(stage.reports for stage, _, _ in stages)
-        sink: Sink = Nowhere({}, sink_context) if reporting else self._component("sink", recipe.sink, sink_context)
-        batches = _counted(source.batches(), source_count)
-        for stage, count, policy in stages:
-            batches = _through(stage, count, policy, batches)
-        return batches, sink, sink_count
+        count, policy = self.ledger.open(recipe.sink.id), self._policy(recipe.sink.on_error.then)
+        context = self._context(count, policy, resources)
+        sink: Sink = Nowhere({}, context) if _reporting(stages) else self._component("sink", recipe.sink, context)
+        return source, stages, SinkStep(sink, recipe.sink.on_error, count, policy, self._fallback(recipe.sink, context))
 
-    def _source(self, count: StepCount, stages: Sequence[_Step], resources: ExitStack) -> Source:
+    def _source(self, count: StepCount, stages: Sequence[StageStep], resources: ExitStack) -> SourceStep:
         spec = self.recipe.source
         # A run that only reports says of every bad line what is wrong, rather than stop at the first.
-        reporting = spec.then == "fail" and any(stage.reports for stage, _, _ in stages)
-        policy = self._policy("report" if reporting else spec.then)
-        reads = _shared_reads([stage for stage, _, _ in stages])
-        source: Source = self._component("source", spec, self._context(count, policy, resources, reads=reads))
-        return source
+        policy = self._policy("report" if spec.on_error.then == "fail" and _reporting(stages) else spec.on_error.then)
+        context = self._context(count, policy, resources, reads=_shared_reads(stages))
+        source: Source = self._component("source", spec, context)
+        return SourceStep(source, spec.on_error, count, policy, self._fallback(spec, context))
 
-    def _stages(self, resources: ExitStack) -> list[_Step]:
+    def _stages(self, resources: ExitStack) -> list[StageStep]:
         """The stages, in order. Those that hold their whole input share the memory."""
         holding = [spec for spec in self.recipe.steps if find("stage", spec.uses).scope == "all"]
         memory = self.recipe.memory // max(1, len(holding))
-        stages = []
+        steps = []
         for spec in self.recipe.steps:
-            count = self.ledger.open(spec.id)
-            policy = self._policy(spec.then)
-            stage: Stage = self._component("stage", spec, self._context(count, policy, resources, memory=memory))
-            stages.append((stage, count, self._policy("report") if stage.reports else policy))
+            count, policy = self.ledger.open(spec.id), self._policy(spec.on_error.then)
+            context = self._context(count, policy, resources, memory=memory)
+            stage: Stage = self._component("stage", spec, context)
+            policy = self._policy("report") if stage.reports else policy
+            steps.append(StageStep(stage, spec.on_error, count, policy, self._fallback(spec, context)))
+        return steps
+
+    def _fallback(self, spec: StepSpec, ctx: Context) -> list[Stage]:
+        """The stages that run instead, for a rejected record. They see one record at a time, so only stages that need no
+        more will do."""
+        stages: list[Stage] = [
+            self._component("stage", step, ctx) for step in (spec.on_error.fallback or Fallback()).steps
+        ]
+        for stage, step in zip(stages, (spec.on_error.fallback or Fallback()).steps, strict=True):
+            if stage.scope != "record":
+                raise UsageError(
+                    f"{step.uses} needs all records, a fallback has one at a time", where=f"step {spec.id}"
+                )
         return stages
 
     def _component(self, kind: str, spec: StepSpec, ctx: Context) -> Any:
@@ -130,7 +139,7 @@ class Pipeline:
     def _quarantines(self) -> bool:
         """Whether any step puts records into quarantine; if so there must be a file for them."""
         recipe = self.recipe
-        wanted = any(spec.then == "quarantine" for spec in (recipe.source, *recipe.steps, recipe.sink))
+        wanted = any(spec.on_error.then == "quarantine" for spec in recipe.specs)
         if wanted and not recipe.quarantine:
             raise UsageError(
                 "a step that puts records into quarantine needs a file for them",
@@ -147,7 +156,7 @@ class Pipeline:
 
     def _paths(self) -> Iterator[str]:
         """The files that the steps' options name."""
-        for spec in (self.recipe.source, *self.recipe.steps, self.recipe.sink):
+        for spec in self.recipe.specs:
             for option in spec.params.options:
                 value = getattr(spec.params, option.name)
                 if option.kind == "path" and value:
@@ -176,8 +185,8 @@ class Pipeline:
 class Nowhere(Sink):
     """For a run that only reports: it makes no output, not even an empty one."""
 
-    def write(self, batch: Batch) -> int:
-        return batch.count
+    def write(self, batch: Batch) -> list[Reject]:
+        return []
 
     def commit(self) -> None:
         pass
@@ -198,33 +207,15 @@ def _place(reject: Reject) -> dict[str, Any]:
     return {"code": reject.code, **place}
 
 
-def _counted(batches: Iterator[Batch], count: StepCount) -> Iterator[Batch]:
-    for batch in batches:
-        count.sent += len(batch)
-        yield batch
+def _reporting(stages: Sequence[StageStep]) -> bool:
+    return any(step.component.reports for step in stages)
 
 
-def _through(stage: Stage, count: StepCount, policy: Policy, upstream: Iterator[Batch]) -> Iterator[Batch]:
-    for batch in upstream:
-        count.received += len(batch)
-        prepared = stage.prepare(batch)
-        policy.reject(count, prepared.rejects)
-        count.discarded.update(prepared.discards or {})
-        for out in stage.apply(prepared):
-            if out.count:
-                count.sent += out.count
-                yield out
-    for out in stage.finish():
-        if out.count:
-            count.sent += out.count
-            yield out
-
-
-def _shared_reads(stages: Sequence[Stage]) -> tuple[Path, ...]:
+def _shared_reads(stages: Sequence[StageStep]) -> tuple[Path, ...]:
     """The fields to decode at intake: those of the steps up to the first that needs the whole input."""
     paths: dict[Path, None] = {}
-    for stage in stages:
-        paths.update(dict.fromkeys(stage.reads()))
-        if stage.scope == "all":
+    for step in stages:
+        paths.update(dict.fromkeys(step.component.reads()))
+        if step.component.scope == "all":
             break
     return tuple(paths)

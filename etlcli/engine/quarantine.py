@@ -47,7 +47,7 @@ class Quarantine:
             "code": reject.code,
             "errors": reject.errors,
             "origin": reject.origin._asdict() if reject.origin else None,
-            "attempts": 1,
+            "attempts": reject.attempts,
             "at": now,
             **_raw(reject.raw),
         }

@@ -20,6 +20,7 @@ from etlcli.connectors.read import Read
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
 from etlcli.errors import EtlError
+from etlcli.recipe.model import OnError
 from etlcli.registry import COMPONENTS, load
 from etlcli.stages import sort
 from etlcli.testing.contract import CHECKS, Trial
@@ -73,7 +74,7 @@ def _of_case(folder: Path) -> Trial | None:
     stage = load(COMPONENTS[name].target)
     try:
         values = component.component_command(name).make_context(name, words[2:]).params
-        spec = component.step(name, {option.name: values[option.name] for option in stage.Params.options})
+        spec = component.step(name, {option.name: values[option.name] for option in stage.Params.options}, OnError())
         lines = _good_lines(folder, values["inputs"])
         with ExitStack() as resources:
             stage(spec.params, _context(folder, resources))
@@ -85,7 +86,7 @@ def _of_case(folder: Path) -> Trial | None:
 def _good_lines(folder: Path, inputs: tuple[str, ...]) -> list[bytes]:
     with ExitStack() as resources:
         source = Read(Read.Params(paths=inputs), _context(folder, resources))
-        return [line for batch in source.batches() for line in batch.lines]
+        return [line for prepared in source.batches() for line in prepared.batch.lines]
 
 
 def _context(folder: Path, resources: ExitStack) -> Context:

@@ -32,6 +32,8 @@ def test_a_ledger_that_balances() -> None:
         "discarded": {"blank": 2},
         "rejected": {"bad_json": 1},
         "absorbed": {},
+        "healed": {},
+        "retries": 0,
     }
     Ledger().check()
     assert Ledger().received == 0
