@@ -131,10 +131,10 @@ def print_stats(pipeline: Pipeline) -> None:
     sys.stderr.flush()
 
 
-def step(name: str, values: dict[str, Any], on_error: OnError) -> StepSpec:
+def step(name: str, values: dict[str, Any], on_error: OnError | None = None) -> StepSpec:
     """A step from option values. Raises UsageError for values that cannot be."""
     component: type[Component] = load(COMPONENTS[name].target)
-    return StepSpec(name, name, declared(component.Params, values, name), on_error)
+    return StepSpec(name, name, declared(component.Params, values, name), on_error or OnError())
 
 
 def declared(options: type[Declared], values: dict[str, Any], name: str) -> Any:

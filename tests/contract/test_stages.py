@@ -20,7 +20,6 @@ from etlcli.connectors.read import Read
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
 from etlcli.errors import EtlError
-from etlcli.recipe.model import OnError
 from etlcli.registry import COMPONENTS, load
 from etlcli.stages import sort
 from etlcli.testing.contract import CHECKS, Trial
@@ -74,7 +73,7 @@ def _of_case(folder: Path) -> Trial | None:
     stage = load(COMPONENTS[name].target)
     try:
         values = component.component_command(name).make_context(name, words[2:]).params
-        spec = component.step(name, {option.name: values[option.name] for option in stage.Params.options}, OnError())
+        spec = component.step(name, {option.name: values[option.name] for option in stage.Params.options})
         lines = _good_lines(folder, values["inputs"])
         with ExitStack() as resources:
             stage(spec.params, _context(folder, resources))
