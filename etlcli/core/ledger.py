@@ -1,8 +1,9 @@
 """The counts behind "nothing is lost silently".
 
-Every step balances: in = out + discarded + rejected + absorbed. What one step puts out, the next takes in. The engine
-counts records in and out where they pass; a stage says what it dropped on purpose and why; the policy says what was
-rejected. So a record that a bug loses shows as an imbalance, and the run fails.
+Every step balances: in + made = out + discarded + rejected + absorbed. What one step puts out, the next takes in. The
+engine counts records in and out where they pass; a stage says what it dropped on purpose and why, which records live on
+in others and how many of those it made; the policy says what was rejected. So a record that a bug loses shows as an
+imbalance, and the run fails.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from etlcli.errors import LedgerError
 
 
 class StepCount:
-    """One step's counts, in records. `absorbed` are records that live on inside others (a batch, a group). Beside the
-    balance: `healed` are records that a retry or a fallback saved from being rejected, `retries` the tries it took."""
+    """One step's counts, in records. `absorbed` are records that live on in others (a batch, a group, the records that
+    a batch held), `made` are those others. Beside the balance: `healed` are records that a retry or a fallback saved from
+    being rejected, `retries` the tries it took."""
 
-    __slots__ = ("absorbed", "discarded", "healed", "received", "rejected", "retries", "sent", "step")
+    __slots__ = ("absorbed", "discarded", "healed", "made", "received", "rejected", "retries", "sent", "step")
 
     def __init__(self, step: str) -> None:
         self.step = step
         self.received = 0
         self.sent = 0
+        self.made = 0
         self.discarded: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.absorbed: Counter[str] = Counter()
@@ -31,12 +34,14 @@ class StepCount:
 
     def missing(self) -> int:
         """Records that came in and are accounted for nowhere (negative: came from nowhere). 0 in a right program."""
-        return self.received - self.sent - self.discarded.total() - self.rejected.total() - self.absorbed.total()
+        left = self.sent + self.discarded.total() + self.rejected.total() + self.absorbed.total()
+        return self.received + self.made - left
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "in": self.received,
+            "made": self.made,
             "out": self.sent,
             "discarded": dict(self.discarded),
             "rejected": dict(self.rejected),

@@ -142,6 +142,13 @@ def texts(help: str, *, metavar: str = "TEXT") -> tuple[str, ...]:
     return cast("tuple[str, ...]", Option("texts", help, default=(), metavar=metavar, repeats=True))
 
 
+def command(help: str) -> tuple[str, ...]:
+    """A command and its arguments: what follows `--` on the command line, a list in a recipe."""
+    return cast(
+        "tuple[str, ...]", Option("command", help, default=(), metavar="COMMAND", positional=True, repeats=True)
+    )
+
+
 def fields(help: str, *, required: bool = False, metavar: str = "FIELDS") -> tuple[str, ...]:
     """Field paths: comma-separated on the command line, a list or such a text in a recipe."""
     return cast("tuple[str, ...]", Option("fields", help, default=(), required=required, metavar=metavar))
@@ -277,6 +284,7 @@ _PARSERS = {
     "path": _parse_text,
     "texts": _parse_texts,
     "paths": _parse_texts,
+    "command": _parse_texts,
     "fields": _parse_fields,
     "flag": _parse_flag,
     "integer": _parse_integer,
@@ -292,6 +300,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "path": {"type": "string"},
     "texts": _LIST,
     "paths": _LIST,
+    "command": _LIST,
     "fields": _LIST,
     "flag": {"type": "boolean"},
     "integer": {"type": "integer"},

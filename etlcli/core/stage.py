@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
@@ -22,7 +22,16 @@ from etlcli.core.ledger import StepCount
 from etlcli.core.params import Declared
 
 State = dict[str, Any]
+T = TypeVar("T")
 DEFAULT_MEMORY = 512 << 20
+
+
+class Retrying(Protocol):
+    def __call__(self, call: Callable[[], T]) -> tuple[T, int]: ...
+
+
+def once(call: Callable[[], T]) -> tuple[T, int]:
+    return call(), 1
 
 
 class Prepared(NamedTuple):
@@ -40,7 +49,8 @@ class Context:
 
     `resources` closes what the step opened, in reverse order, however the run ends. `log(level, event, **fields)`
     writes one line. `reject` puts records through the step's policy; use it in `apply` and `finish` (`prepare`, sources and
-    sinks return their rejects).
+    sinks return their rejects). `retry(call)` makes a call that waits for somebody else, as often as the step's policy has
+    it while the answer has a `code` that another try may heal; it returns the last answer and how many tries it took.
     """
 
     def __init__(
@@ -52,6 +62,7 @@ class Context:
         reject: Callable[[Sequence[Reject]], None],
         memory: int = DEFAULT_MEMORY,
         base_dir: str = "",
+        retry: Retrying = once,
         reads: tuple[Path, ...] = (),
     ) -> None:
         self.count = count
@@ -61,6 +72,7 @@ class Context:
         self.reject = reject
         self.memory = memory
         self.base_dir = base_dir
+        self.retry = retry
         self.reads = reads
         """Fields the steps after a source want decoded (a source only)."""
 
@@ -68,6 +80,12 @@ class Context:
         """`count` records were dropped on purpose."""
         if count:
             self.count.discarded[reason] += count
+
+    def absorb(self, reason: str, count: int, into: int) -> None:
+        """`count` records live on in `into` others that the step made of them and puts out."""
+        if count:
+            self.count.absorbed[reason] += count
+        self.count.made += into
 
 
 class Component:

@@ -19,6 +19,7 @@ from etlcli.core.fields import Path
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Policy
 from etlcli.core.stage import Context, Sink, Source, Stage
+from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep
 from etlcli.errors import FindingsError, UsageError
 from etlcli.observe.logs import Log
@@ -83,7 +84,7 @@ class Pipeline:
         # Inputs are opened before the output, so that a missing file leaves no trace.
         source = self._source(source_count, stages, resources)
         count, policy = self.ledger.open(recipe.sink.id), self._policy(recipe.sink.on_error.then)
-        context = self._context(count, policy, resources)
+        context = self._context(recipe.sink, count, policy, resources)
         sink: Sink = Nowhere({}, context) if _reporting(stages) else self._component("sink", recipe.sink, context)
         return source, stages, SinkStep(sink, recipe.sink.on_error, count, policy, self._fallback(recipe.sink, context))
 
@@ -91,7 +92,7 @@ class Pipeline:
         spec = self.recipe.source
         # A run that only reports says of every bad line what is wrong, rather than stop at the first.
         policy = self._policy("report" if spec.on_error.then == "fail" and _reporting(stages) else spec.on_error.then)
-        context = self._context(count, policy, resources, reads=_shared_reads(stages))
+        context = self._context(spec, count, policy, resources, reads=_shared_reads(stages))
         source: Source = self._component("source", spec, context)
         return SourceStep(source, spec.on_error, count, policy, self._fallback(spec, context))
 
@@ -102,7 +103,7 @@ class Pipeline:
         steps = []
         for spec in self.recipe.steps:
             count, policy = self.ledger.open(spec.id), self._policy(spec.on_error.then)
-            context = self._context(count, policy, resources, memory=memory)
+            context = self._context(spec, count, policy, resources, memory=memory)
             stage: Stage = self._component("stage", spec, context)
             policy = self._policy("report") if stage.reports else policy
             steps.append(StageStep(stage, spec.on_error, count, policy, self._fallback(spec, context)))
@@ -128,9 +129,16 @@ class Pipeline:
             error.where = f"step {spec.id}"
             raise
 
-    def _context(self, count: StepCount, policy: Policy, resources: ExitStack, **rest: Any) -> Context:
-        reject = partial(policy.reject, count)
-        return Context(count, resources=resources, log=self._log, reject=reject, base_dir=self.recipe.base_dir, **rest)
+    def _context(self, spec: StepSpec, count: StepCount, policy: Policy, resources: ExitStack, **rest: Any) -> Context:
+        return Context(
+            count,
+            resources=resources,
+            log=self._log,
+            reject=partial(policy.reject, count),
+            retry=partial(tried, spec.on_error.retry, count),
+            base_dir=self.recipe.base_dir,
+            **rest,
+        )
 
     def _policy(self, then: str) -> Policy:
         handlers = {"fail": self._skip, "skip": self._skip, "quarantine": self._put_aside, "report": self._report}

@@ -12,7 +12,7 @@ from etlcli.core.batch import Batch, Reject
 from etlcli.core.edit import edit
 from etlcli.core.ledger import StepCount
 from etlcli.core.policy import HEALABLE, Retry
-from etlcli.core.stage import Stage
+from etlcli.core.stage import Stage, T
 from etlcli.recipe.model import Fallback, OnError
 
 Outcome = list[Batch] | Reject
@@ -40,7 +40,7 @@ class Recovery:
     def heal(self, reject: Reject) -> Outcome:
         """What goes on in the record's place, which may be nothing where a step dropped it; or the reject, still."""
         outcome: Outcome = reject
-        if self._retry.attempts > 1 and reject.code in HEALABLE:
+        if reject.attempts < self._retry.attempts and reject.code in HEALABLE:
             outcome = self._try_again(reject)
         if isinstance(outcome, Reject) and self._fallback:
             made = self._fall_back(self._fallback, outcome.raw)
@@ -51,15 +51,10 @@ class Recovery:
         return outcome
 
     def _try_again(self, reject: Reject) -> Outcome:
-        tries = 0
-
-        def attempt() -> Outcome:
-            nonlocal tries
-            tries += 1
-            return self._again(Batch.of_lines([reject.raw])) if tries > 1 else reject
-
-        outcome = retrying(self._retry)(attempt)
-        self._count.retries += tries - 1
+        first: list[Outcome] = [reject]
+        outcome, tries = tried(
+            self._retry, self._count, lambda: first.pop() if first else self._again(Batch.of_lines([reject.raw]))
+        )
         if not isinstance(outcome, Reject):
             self._count.healed["retry"] += 1
             return outcome
@@ -89,17 +84,24 @@ class Recovery:
         return batches
 
 
-def retrying(retry: Retry) -> Callable[[Callable[[], Outcome]], Outcome]:
-    """Calls a function until its answer is no reject that may heal, or tries or time are used up; gives the last answer."""
+def tried(retry: Retry, count: StepCount, call: Callable[[], T]) -> tuple[T, int]:
+    """Makes a call until its answer has no `code` that another try may heal, or tries or time are used up. Gives the last
+    answer, and how many tries it took."""
+    if retry.attempts == 1:
+        return call(), 1
     import tenacity
 
     shortest, longest = retry.backoff
     wait = tenacity.wait_random_exponential if retry.jitter else tenacity.wait_exponential
     stop = tenacity.stop_after_attempt(retry.attempts)
-    return tenacity.Retrying(
+    retrying = tenacity.Retrying(
         stop=stop if retry.max_elapsed is None else stop | tenacity.stop_before_delay(retry.max_elapsed),
         wait=wait(multiplier=shortest, min=0 if retry.jitter else shortest, max=longest),
-        retry=tenacity.retry_if_result(lambda outcome: isinstance(outcome, Reject) and outcome.code in HEALABLE),
+        retry=tenacity.retry_if_result(lambda answer: getattr(answer, "code", None) in HEALABLE),
         sleep=time.sleep,
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
     )
+    answer = retrying(call)
+    tries = retrying.statistics["attempt_number"]
+    count.retries += tries - 1
+    return answer, tries

@@ -28,6 +28,7 @@ def test_a_ledger_that_balances() -> None:
     assert ledger.steps[0].as_dict() == {
         "step": "read",
         "in": 10,
+        "made": 0,
         "out": 7,
         "discarded": {"blank": 2},
         "rejected": {"bad_json": 1},
