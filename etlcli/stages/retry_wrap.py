@@ -51,7 +51,7 @@ code command_failed or timeout. On a timeout the command and every process it st
 
 --mode line starts the command once and expects a line of answer to each line: for commands that are slow to start, and that
 do not hold back their output (sed -u, jq --unbuffered, python -u). When answers are missing, or there are too many, the
-lines are asked again one by one, so the command may see a record more than once.
+lines are put to it again as a batch with --isolate, so it may see a record more than once.
 
 --stage NAME runs another etl command in the same way; what follows -- are its options."""
     examples = (
@@ -98,7 +98,7 @@ lines are asked again one by one, so the command may see a record more than once
             return Prepared(batch)
         size = self.params.size
         parts = [range(start, min(start + size, batch.count)) for start in range(0, batch.count, size)]
-        call = self._by_line if self.params.mode == "line" else self._by_batch
+        call = self._by_line if self.params.mode == "line" else partial(self._by_batch, isolate=self.params.isolate)
         return self._prepared(batch, list(chain.from_iterable(self._each(partial(call, batch), parts))))
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
@@ -109,13 +109,11 @@ lines are asked again one by one, so the command may see a record more than once
     def finish(self) -> Iterable[Batch]:
         if self._process:
             try:
-                self._process.finish()
+                unasked = self._process.run(b"")
             except CommandError as error:
-                raise FindingsError(
-                    f"{error.message}, after its last answer",
-                    where=f"step {self.ctx.step}",
-                    hint="nothing was published: its answers cannot be trusted",
-                ) from None
+                raise self._untrusted(error.message) from None
+            if unasked:
+                raise self._untrusted(f"{self._argv[0]} put out more lines than it was given")
         return ()
 
     def _prepared(self, batch: Batch, outcomes: list[_Answer | _Failure]) -> Prepared:
@@ -147,9 +145,12 @@ lines are asked again one by one, so the command may see a record more than once
                 self._kill()
                 raise
 
-    def _by_batch(self, batch: Batch, indices: range) -> list[_Answer | _Failure]:
-        outcome = self._tried(partial(self._call, batch, indices))
-        return self._isolated(batch, outcome) if isinstance(outcome, _Failure) and self.params.isolate else [outcome]
+    def _by_batch(self, batch: Batch, indices: range, *, isolate: bool) -> list[_Answer | _Failure]:
+        outcome, tries = self.ctx.retry(partial(self._call, batch, indices))
+        if isinstance(outcome, _Answer):
+            return [outcome]
+        failure = outcome._replace(attempts=tries)
+        return self._isolated(batch, failure) if isolate else [failure]
 
     def _isolated(self, batch: Batch, failure: _Failure) -> list[_Answer | _Failure]:
         """The halves of what failed, each tried once, and their halves."""
@@ -164,10 +165,6 @@ lines are asked again one by one, so the command may see a record more than once
             else:
                 found.append(outcome)
         return found
-
-    def _tried(self, call: Callable[[], _Answer | _Failure]) -> _Answer | _Failure:
-        outcome, tries = self.ctx.retry(call)
-        return outcome._replace(attempts=tries) if isinstance(outcome, _Failure) else outcome
 
     def _call(self, batch: Batch, indices: range) -> _Answer | _Failure:
         try:
@@ -198,24 +195,29 @@ lines are asked again one by one, so the command may see a record more than once
 
     def _by_line(self, batch: Batch, indices: range) -> list[_Answer | _Failure]:
         outcome = self._ask(batch, indices)
-        if isinstance(outcome, _Answer):
-            return [outcome]
-        # Which answers belonged to which lines is unknown now. One line at a time it is not.
-        return [self._tried(partial(self._ask, batch, indices[at : at + 1])) for at in range(len(indices))]
+        # Which answer belonged to which line is unknown after a failure. From a process that ends it is not.
+        return [outcome] if isinstance(outcome, _Answer) else self._by_batch(batch, indices, isolate=True)
 
     def _ask(self, batch: Batch, indices: range) -> _Answer | _Failure:
         """After a failure the next question starts the process again."""
-        fresh = self._process is None
         try:
             if self._process is None:
                 self._process = Command(self._argv, self._directory, self.params.timeout)
+            if self._process.unasked():
+                raise self._untrusted(f"{self._argv[0]} put out more lines than it was given")
             answers = self._process.ask(batch.lines[indices.start : indices.stop])
             return _Answer(indices, self._checked(b"\n".join([*answers, b""]), len(indices)))
         except CommandError as error:
             self._kill()
-            if len(indices) == 1 and not fresh:  # it may have failed for the line before, after its answer
-                return self._ask(batch, indices)
             return _Failure(indices, error.code, error.message)
+
+    def _untrusted(self, message: str) -> FindingsError:
+        """Answers that have gone on may stand at the wrong records."""
+        return FindingsError(
+            f"{message}, after its last answer",
+            where=f"step {self.ctx.step}",
+            hint="its answers cannot be trusted, so nothing was published; see that it prints a line for a line",
+        )
 
     def _kill(self) -> None:
         """Ends whatever still runs."""
