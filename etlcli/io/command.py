@@ -31,6 +31,11 @@ class CommandError(Exception):
         self.message = message
 
 
+class MisalignedError(CommandError):
+    def __init__(self, name: str) -> None:
+        super().__init__("command_failed", f"{name} put out more lines than it was given")
+
+
 def find_command(argv: Sequence[str]) -> None:
     """Raises UsageError for a command that cannot be run at all."""
     if shutil.which(argv[0]) is None:
@@ -80,19 +85,22 @@ class Command:
 
     def ask(self, lines: Sequence[bytes]) -> list[bytes]:
         """A line of output for each line of input. Raises CommandError when it ends, or falls silent, before all are
-        answered, or puts out more: which answer belongs to which line is then unknown."""
+        answered; which of the answers belonged to which line is then unknown. Raises MisalignedError when it has put out more
+        lines than it was given, now or in an earlier answer."""
+        if self._rest or self._read(self._out.fileno()):
+            raise MisalignedError(self._name)
         *answers, self._rest = self._converse(b"\n".join([*lines, b""]), len(lines)).split(b"\n")
         if len(answers) < len(lines):
             self._check_status()
             raise CommandError("command_failed", f"{self._name} ended before it had answered")
         if len(answers) > len(lines) or self._rest:
-            raise CommandError("command_failed", f"{self._name} put out more lines than it was given")
+            raise MisalignedError(self._name)
         return answers
 
-    def unasked(self) -> bytes:
-        """What it has put out behind its last answer."""
-        self._rest += self._read(self._out.fileno())
-        return self._rest
+    def finish(self) -> None:
+        """Closes its input and waits for its end. Raises as `run` does, and MisalignedError."""
+        if self.run(b""):
+            raise MisalignedError(self._name)
 
     def kill(self) -> None:
         if self._ended < 0:

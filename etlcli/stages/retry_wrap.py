@@ -22,7 +22,7 @@ from etlcli.core.fields import projection
 from etlcli.core.intake import parse
 from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import FindingsError
-from etlcli.io.command import Command, CommandError, find_command
+from etlcli.io.command import Command, CommandError, MisalignedError, find_command
 
 
 class _Answer(NamedTuple):
@@ -109,11 +109,9 @@ lines are put to it again as a batch with --isolate, so it may see a record more
     def finish(self) -> Iterable[Batch]:
         if self._process:
             try:
-                unasked = self._process.run(b"")
+                self._process.finish()
             except CommandError as error:
-                raise self._untrusted(error.message) from None
-            if unasked:
-                raise self._untrusted(f"{self._argv[0]} put out more lines than it was given")
+                raise self._untrusted(error) from None
         return ()
 
     def _prepared(self, batch: Batch, outcomes: list[_Answer | _Failure]) -> Prepared:
@@ -200,21 +198,22 @@ lines are put to it again as a batch with --isolate, so it may see a record more
 
     def _ask(self, batch: Batch, indices: range) -> _Answer | _Failure:
         """After a failure the next question starts the process again."""
+        answered_before = self._process is not None
         try:
             if self._process is None:
                 self._process = Command(self._argv, self._directory, self.params.timeout)
-            if self._process.unasked():
-                raise self._untrusted(f"{self._argv[0]} put out more lines than it was given")
             answers = self._process.ask(batch.lines[indices.start : indices.stop])
             return _Answer(indices, self._checked(b"\n".join([*answers, b""]), len(indices)))
         except CommandError as error:
+            if isinstance(error, MisalignedError) and answered_before:
+                raise self._untrusted(error) from None
             self._kill()
             return _Failure(indices, error.code, error.message)
 
-    def _untrusted(self, message: str) -> FindingsError:
+    def _untrusted(self, error: CommandError) -> FindingsError:
         """Answers that have gone on may stand at the wrong records."""
         return FindingsError(
-            f"{message}, after its last answer",
+            f"{error.message}, after its last answer",
             where=f"step {self.ctx.step}",
             hint="its answers cannot be trusted, so nothing was published; see that it prints a line for a line",
         )
