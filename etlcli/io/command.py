@@ -85,7 +85,7 @@ class Command:
 
     def ask(self, lines: Sequence[bytes]) -> list[bytes]:
         """A line of output for each line of input. Raises CommandError when it ends, or falls silent, before all are
-        answered; which of the answers belonged to which line is then unknown. Raises MisalignedError when it has put out more
+        answered; which answer belonged to which line is then unknown. Raises MisalignedError when it has put out more
         lines than it was given, now or in an earlier answer."""
         if self._rest or self._read(self._out.fileno()):
             raise MisalignedError(self._name)
