@@ -21,6 +21,8 @@ class Entry(NamedTuple):
 COMPONENTS: dict[str, Entry] = {
     "read": Entry("source", "etlcli.connectors.read:Read", "Read files, globs or stdin as records"),
     "validate": Entry("stage", "etlcli.stages.validate:Validate", "Check records against a JSON Schema"),
+    "filter": Entry("stage", "etlcli.stages.filter:Filter", "Keep the records for which an expression is true"),
+    "map": Entry("stage", "etlcli.stages.map:Map", "Set, drop, keep and rename fields"),
     "sort": Entry("stage", "etlcli.stages.sort:Sort", "Sort records by fields, in bounded memory"),
     "write": Entry("sink", "etlcli.connectors.write:Write", "Write records to a file, all or nothing"),
 }

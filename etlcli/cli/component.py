@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import COMPONENTS, load
 
 INPUTS = Option(
-    "paths", "Input files; - is stdin, which is also the default.", positional=True, repeats=True, default=()
+    "paths", "Input files; - is stdin, which is also the default.", positional=True, repeats=True, default=(), metavar="FILE",
 )
 INPUTS.name = "inputs"
 
@@ -50,12 +51,13 @@ def component_command(name: str) -> click.Command:
     """The click command of a registered component."""
     entry = COMPONENTS[name]
     component: type[Component] = load(entry.target)
-    parameters: list[click.Parameter] = [click_parameter(option) for option in component.Params.options]
+    sharing = [option for option in component.Params.options if option.takes]
+    parameters = [click_parameter(option) for option in component.Params.options if option not in sharing]
     own = {option.name for option in component.Params.options}
     if entry.kind != "sink":
         parameters.append(click.Option(["-o", "--output"], metavar="FILE", help="Write to FILE, all or nothing."))
     if entry.kind == "stage":
-        parameters.append(click_parameter(INPUTS))
+        parameters.append(_inputs(sharing))
     if entry.kind != "source":
         parameters += [click_parameter(option) for option in _source_options() if option.name not in own]
 
@@ -68,10 +70,31 @@ def component_command(name: str) -> click.Command:
     )  # fmt: skip
 
 
+def _inputs(sharing: Sequence[Option]) -> click.Parameter:
+    """The input files; and, before them or among them, the words that positional options of the stage take."""
+    if not sharing:
+        return click_parameter(INPUTS)
+
+    def deal(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+        for option in sharing:
+            own = tuple(filter(option.takes, words))
+            if option.required and not own:
+                raise click.MissingParameter(ctx=ctx, param_hint=option.metavar, param_type="argument")
+            for word in filter(os.path.exists, own):
+                raise click.UsageError(f"{word} can be read as {option.metavar} and is a file too; write ./{word}", ctx)
+            ctx.params[option.name] = own
+            words = tuple(word for word in words if word not in own)
+        return words
+
+    metavar = " ".join(f"[{option.metavar}]..." for option in (*sharing, INPUTS))
+    help = " ".join(option.help for option in (*sharing, INPUTS))
+    return click.Argument([INPUTS.name], nargs=-1, metavar=metavar, help=help, callback=deal)
+
+
 def click_parameter(option: Option) -> click.Parameter:
     """How an option looks on the command line. Values stay text here; `Declared` parses them."""
     if option.positional:
-        metavar = f"[{option.metavar or 'FILE'}]" + ("..." if option.repeats else "")
+        metavar = option.metavar if option.required else f"[{option.metavar}]" + ("..." if option.repeats else "")
         return click.Argument(
             [option.name],
             nargs=-1 if option.repeats else 1,
@@ -85,7 +108,7 @@ def click_parameter(option: Option) -> click.Parameter:
     if option.kind == "flag":
         return click.Option([option.flag], is_flag=True, help=option.help)
     return click.Option(
-        [option.flag],
+        [option.flag, option.name],
         type=click.Choice(option.choices) if option.choices else click.STRING,
         metavar=None if option.choices else option.metavar,
         default=shown if option.default not in (None, ()) else None,
@@ -131,7 +154,8 @@ def step(name: str, values: dict[str, Any], then: str = "fail") -> StepSpec:
         return StepSpec(name, name, component.Params(**given), then)
     except ValueError as error:
         option, _, reason = str(error).partition(": ")
-        raise UsageError(f"--{option.replace('_', '-')}: {reason}", hint=f"see etl {name} --help") from None
+        shown = next((known.shown for known in component.Params.options if known.name == option), option)
+        raise UsageError(f"{shown}: {reason}" if reason else shown, hint=f"see etl {name} --help") from None
 
 
 def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:

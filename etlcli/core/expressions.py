@@ -169,6 +169,12 @@ class _Filler(ast.NodeTransformer):
         return self._parts.get(node.id, node)
 
 
+def check_condition(text: str) -> None:
+    """Raises ValueError if the text is no expression, or one that is never true or false."""
+    if not Expression(text).may_be_condition:
+        raise ValueError("the expression is no condition: it is never true or false")
+
+
 # -- Errors -----------------------------------------------------------------------------------------------------------
 
 

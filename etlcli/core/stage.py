@@ -53,6 +53,7 @@ class Context:
         memory: int = DEFAULT_MEMORY,
         base_dir: str = "",
         reads: tuple[Path, ...] = (),
+        started: float = 0.0,
     ) -> None:
         self.count = count
         self.step = count.step
@@ -63,6 +64,8 @@ class Context:
         self.base_dir = base_dir
         self.reads = reads
         """Fields the steps after a source want decoded (a source only)."""
+        self.started = started
+        """When the run began, in seconds since 1970: what `now()` is for all of its steps, in every process."""
 
     def discard(self, reason: str, count: int) -> None:
         """`count` records were dropped on purpose."""

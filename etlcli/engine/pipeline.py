@@ -8,6 +8,7 @@ clean-up are done here and nowhere else.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -38,6 +39,7 @@ class Pipeline:
         self.recipe = recipe
         self.ledger = Ledger()
         self.run_id = os.urandom(8).hex()
+        self._started = time.time()
         self._log = log
         self._findings = 0
         self._quarantine: Quarantine | None = None
@@ -121,7 +123,8 @@ class Pipeline:
 
     def _context(self, count: StepCount, policy: Policy, resources: ExitStack, **rest: Any) -> Context:
         reject = partial(policy.reject, count)
-        return Context(count, resources=resources, log=self._log, reject=reject, base_dir=self.recipe.base_dir, **rest)
+        return Context(count, resources=resources, log=self._log, reject=reject, base_dir=self.recipe.base_dir,
+                       started=self._started, **rest)  # fmt: skip
 
     def _policy(self, then: str) -> Policy:
         handlers = {"fail": self._skip, "skip": self._skip, "quarantine": self._put_aside, "report": self._report}
