@@ -20,7 +20,12 @@ from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import COMPONENTS, load
 
 INPUTS = Option(
-    "paths", "Input files; - is stdin, which is also the default.", positional=True, repeats=True, default=(), metavar="FILE",
+    "paths",
+    "Input files; - is stdin, which is also the default.",
+    positional=True,
+    repeats=True,
+    default=(),
+    metavar="FILE",
 )
 INPUTS.name = "inputs"
 

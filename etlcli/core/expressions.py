@@ -264,7 +264,9 @@ class _Emitter:
             operation = _at
         return _Code(ast.Call(self.constant(operation), arguments, []), types, total=False)
 
-    def guarded(self, codes: Sequence[_Code], direct: Callable[..., ast.expr], types: Types, *, total: bool) -> _Code | None:
+    def guarded(
+        self, codes: Sequence[_Code], direct: Callable[..., ast.expr], types: Types, *, total: bool
+    ) -> _Code | None:
         """`direct` of the operands' values, or null where one of them is null. None where that cannot be said without
         changing what is evaluated: an operand that can fail must be evaluated even if the one before it is null."""
         if self._located:
@@ -491,7 +493,9 @@ class _Logic(_Node):
         tests = [
             _filled(f"({name} := A) is {not is_and}", A=code.value) for name, code in zip(names, codes, strict=True)
         ]
-        rest = " and ".join(names) if is_and else f"None if {' or '.join(f'{name} is None' for name in names)} else False"
+        rest = (
+            " and ".join(names) if is_and else f"None if {' or '.join(f'{name} is None' for name in names)} else False"
+        )
         value = _filled(f"{not is_and} if DECIDED else ({rest})", DECIDED=ast.BoolOp(ast.Or(), tests))
         if not total:  # what follows an unknown operand must be evaluated, since it may fail
             return _Code(value, BOOL | NULL, total)
@@ -691,7 +695,7 @@ class _Reading:
 
     def _check_name(self, tree: ast.expr, name: str) -> None:
         if not self._source(tree).endswith(name):
-            self._refuse(tree, f"the name {name!r} is written with other letters; use field(\"...\")")
+            self._refuse(tree, f'the name {name!r} is written with other letters; use field("...")')
 
     def _source(self, tree: ast.expr) -> str:
         """The text of a node, up to the end of its last line."""

@@ -400,7 +400,9 @@ def _moment(value: Any) -> datetime:
     if isinstance(value, str):
         return _parse_time(value)
     try:
-        return _EPOCH + timedelta(seconds=_number("a time", value) if type(value) is int else _double(_number("a time", value)))
+        return _EPOCH + timedelta(
+            seconds=_number("a time", value) if type(value) is int else _double(_number("a time", value))
+        )
     except OverflowError:
         raise Refused(f"{described(value)} is no time in the years 1 to 9999") from None
 

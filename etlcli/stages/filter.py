@@ -23,10 +23,19 @@ A comparison with a field that is null or missing is unknown, and a record is ke
 not x > 0 keeps a record without x. exists(x) and coalesce(x, 0) decide otherwise. Types are never mixed: a string where
 a number is compared rejects the record (bad_type), and so does a whole that is neither true, false nor null."""
     examples = (
-        ("etl filter 'dep_delay > 60 and origin in [\"JFK\", \"LGA\"]' flights.ndjson", "late departures from two airports"),
+        (
+            'etl filter \'dep_delay > 60 and origin in ["JFK", "LGA"]\' flights.ndjson',
+            "late departures from two airports",
+        ),
         ("etl filter 'not exists(dep_delay)' flights.ndjson", "flights that never left"),
-        ("etl filter 'matches(tailnum, \"^N1\") and month(time_hour) == 1' flights.ndjson", "a pattern and a part of a time"),
-        ("etl filter 'coalesce(dep_delay, 0) <= 0' --on-error skip flights.ndjson", "null counts as 0; odd ones are skipped"),
+        (
+            "etl filter 'matches(tailnum, \"^N1\") and month(time_hour) == 1' flights.ndjson",
+            "a pattern and a part of a time",
+        ),
+        (
+            "etl filter 'coalesce(dep_delay, 0) <= 0' --on-error skip flights.ndjson",
+            "null counts as 0; odd ones are skipped",
+        ),
     )
 
     class Params(params.Declared):
@@ -49,4 +58,6 @@ a number is compared rejects the record (bad_type), and so does a whole that is 
         kept, errors = self._expression.select(batch.count, batch.columns(self._expression.paths))
         rejects = [batch.reject(index, "bad_type", [error]) for index, error in errors.items()]
         dropped = batch.count - len(kept) - len(rejects)
-        return Prepared(batch.take(kept) if len(kept) < batch.count else batch, rejects, {"filtered": dropped} if dropped else None)
+        return Prepared(
+            batch.take(kept) if len(kept) < batch.count else batch, rejects, {"filtered": dropped} if dropped else None
+        )
