@@ -111,7 +111,7 @@ class Expression:
                 found.append(compute(*row))
             except _Located as error:
                 found.append(None)
-                errors[index] = error.described()
+                errors[index] = error.described(self._reading.text_of)
         return ([index for index, value in enumerate(found) if value is True] if mode == "select" else found), errors
 
     def _variant(self, mode: str, types: tuple[Types, ...]) -> Callable[..., Any]:
@@ -188,8 +188,8 @@ class _Located(Exception):
         at = next((at for at, operand in enumerate(operands) if isinstance(operand, _Field)), None)
         self._field = None if at is None else (operands[at], values[at])
 
-    def described(self) -> dict[str, Any]:
-        shown = ast.unparse(self._node.source)
+    def described(self, text_of: Callable[[ast.expr], str]) -> dict[str, Any]:
+        shown = text_of(self._node.source)
         shown = shown if len(shown) <= _MAX_SHOWN else shown[: _MAX_SHOWN - 1] + "…"
         error = {"pointer": "", "message": f"{shown}: {self._reason}"}
         if self._field:
@@ -370,11 +370,11 @@ class _Comparison(_Operation):
         self._sign = sign
 
     def inlined(self, to: _Emitter, codes: list[_Code]) -> _Code | None:
-        types = [code.types - NULL for code in codes]
+        types, sign = [code.types - NULL for code in codes], _INLINE[self._sign]()
         for alike in (functions.NUMBER, TEXT, BOOL):
             if all(found and found <= alike for found in types):
                 return to.guarded(
-                    codes, lambda a, b: ast.Compare(a, [_INLINE[self._sign]()], [b]), BOOL, total=True
+                    codes, lambda a, b: ast.Compare(a, [sign], [b]), BOOL, total=True
                 )  # fmt: skip
         return None
 
@@ -696,6 +696,10 @@ class _Reading:
     def _check_name(self, tree: ast.expr, name: str) -> None:
         if not self._source(tree).endswith(name):
             self._refuse(tree, f'the name {name!r} is written with other letters; use field("...")')
+
+    def text_of(self, tree: ast.expr) -> str:
+        """A node as it is written; in one line also what takes several, or was made of parts."""
+        return self._source(tree) if getattr(tree, "lineno", 0) == getattr(tree, "end_lineno", 1) else ast.unparse(tree)
 
     def _source(self, tree: ast.expr) -> str:
         """The text of a node, up to the end of its last line."""

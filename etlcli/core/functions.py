@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache, wraps
-from math import isfinite, trunc
+from math import isfinite
 from typing import Any, NamedTuple
 
 import msgspec
@@ -313,7 +313,7 @@ def _int(value: Any) -> int:
         raise Refused(f"int takes a number, a string or a boolean, not {described(value)}")
     if isinstance(value, Decimal) and value.adjusted() >= MAX_DIGITS:
         raise Refused(f"{described(value)} has more than {MAX_DIGITS} digits")
-    return trunc(value)
+    return int(value)
 
 
 @strict

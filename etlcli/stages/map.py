@@ -35,13 +35,13 @@ Object = dict[str, Any]
 class Map(Stage):
     help = """Set, drop, keep and rename fields.
 
-Each assignment 'FIELD = EXPR' sets a field to what an expression gives for the record; etl filter --help tells what expressions
-can say. A later one sees what an earlier one has set. FIELD may be nested (a.b = 1 makes a if there is none), or a
+Each assignment 'FIELD = EXPR' sets a field to what an expression gives for the record; etl filter --help tells what
+expressions can say. A later one sees what an earlier one has set. FIELD may be nested (a.b = 1 makes a if there is none), or a
 JSON Pointer for an odd name ('/a.b = 1', with the space). Null and missing fields are null in an expression, and a
 result that is null sets null. A record that an expression cannot be computed for is rejected (bad_type).
 
-Then --drop, --keep and --rename are done, in this order: the first two know fields by their names before renaming. A new field
-goes last, a changed one stays where it is, a renamed one too; the record's order is kept. Other fields keep their bytes,
+Then --drop, --keep and --rename are done, in this order: the first two know fields by their names before renaming. A new
+field goes last, a changed one stays where it is, a renamed one too; the record's order is kept. Other fields keep their bytes,
 and a record that nothing changes keeps all of them."""
     examples = (
         ("etl map 'gained = dep_delay - arr_delay' flights.ndjson", "a new field"),

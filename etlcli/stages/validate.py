@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.expressions import Expression, check_condition
-from etlcli.core.fields import MISSING, Path
+from etlcli.core.fields import MISSING, Path, pointer
 from etlcli.core.functions import described
 from etlcli.core.stage import Context, Prepared, Stage, State
 
@@ -27,8 +27,8 @@ Valid records go on byte for byte; an invalid one is rejected with all its error
 the keyword's place in the schema and the value. Drafts 4, 6, 7, 2019-09 and 2020-12 are known, by $schema; without one it
 is 2020-12. Nothing is ever fetched: a reference that leads out of the schema file is an error.
 
-A rule is a condition as etl filter has them, such as 'distance > 0'. It must be true: a record for which it is false or unknown,
-because a field is null or missing, or for which it cannot be computed, is rejected, with all that is wrong with it by the
+A rule is a condition as etl filter has them, such as 'distance > 0'. It must be true: a record for which it is false or
+unknown, because a field is null or missing, or for which it cannot be computed, is rejected, with all that is wrong with it by the
 schema and by every rule. Rules see what --defaults and --coerce have changed.
 
 --defaults fills in what is required, missing and has a default, in nested objects and arrays too. --coerce changes a
@@ -138,7 +138,8 @@ class Broken(NamedTuple):
     error: dict[str, Any] | None
 
     def explain(self, index: int) -> dict[str, Any]:
-        error = self.error or {"pointer": "", "message": self._values(index)}
+        place = pointer(self.rule.paths[0]) if len(self.rule.paths) == 1 else ""
+        error = self.error or {"pointer": place, "message": self._values(index)}
         return {**error, "keyword": "rule", "message": f"rule {self.rule.text}: {error['message']}"}
 
     def _values(self, index: int) -> str:
