@@ -14,10 +14,10 @@ from etlcli.core.stage import Context, Prepared, Stage, State
 class Filter(Stage):
     help = """Keep the records for which an expression is true; they go on byte for byte.
 
-Fields are named as they are (dep_delay, a.b.c, tags[0], field("odd name")), and the rest is spelled as in Python: == != < <=
-> >= (also chained), in, not in, and, or, not, + - * / // %, x if condition else y, "text", numbers, true, false, null,
-[lists]. Functions: len lower upper strip split startswith endswith contains matches abs round min max int float str hash exists
-coalesce now date iso year month day hour minute second weekday.
+Fields are named as they are (dep_delay, a.b.c, tags[0], field("odd name")), and the rest is spelled as in Python: == != <
+<= > >= (also chained), in, not in, and, or, not, + - * / // %, x if condition else y, "text", numbers, true, false, null,
+[lists]. Functions: len lower upper strip split startswith endswith contains matches abs round min max int float str hash
+exists coalesce now date iso year month day hour minute second weekday.
 
 A comparison with a field that is null or missing is unknown, and a record is kept only if the whole is true: neither x > 0
 nor not x > 0 keeps a record without x. exists(x) and coalesce(x, 0) decide otherwise. Types are never mixed: a string where

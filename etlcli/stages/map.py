@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from operator import is_
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,6 +26,7 @@ from etlcli.core.stage import Context, Prepared, Stage, State
 
 # A name, or a JSON Pointer, which is also how a file's path may look: so that needs a space before the sign.
 _ASSIGNMENT = re.compile(r"\s*(?:([^\s=/!<>()\"']+)\s*|(/[^=]*?)\s+)=(?!=)(.*)", re.DOTALL)
+_OPENED = 64
 _EMPTY = re.compile(rb"\{\s*\}\n")
 _open_lines = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode_lines
 _encode_lines = msgspec.json.Encoder(decimal_format="number").encode_lines
@@ -36,13 +39,13 @@ class Map(Stage):
     help = """Set, drop, keep and rename fields.
 
 Each assignment 'FIELD = EXPR' sets a field to what an expression gives for the record; etl filter --help tells what
-expressions can say. A later one sees what an earlier one has set. FIELD may be nested (a.b = 1 makes a if there is none), or a
-JSON Pointer for an odd name ('/a.b = 1', with the space). Null and missing fields are null in an expression, and a
+expressions can say. A later one sees what an earlier one has set. FIELD may be nested (a.b = 1 makes a if there is none),
+or a JSON Pointer for an odd name ('/a.b = 1', with the space). Null and missing fields are null in an expression, and a
 result that is null sets null. A record that an expression cannot be computed for is rejected (bad_type).
 
 Then --drop, --keep and --rename are done, in this order: the first two know fields by their names before renaming. A new
-field goes last, a changed one stays where it is, a renamed one too; the record's order is kept. Other fields keep their bytes,
-and a record that nothing changes keeps all of them."""
+field goes last, a changed or renamed one stays where it is, and --keep puts fields in the order in which it names them.
+Other fields keep their bytes, and so does the whole of a record that nothing changes."""
     examples = (
         ("etl map 'gained = dep_delay - arr_delay' flights.ndjson", "a new field"),
         ("etl map 'speed = round(distance / air_time * 60)' 'fast = speed > 500' flights.ndjson", "one from the other"),
@@ -57,7 +60,7 @@ and a record that nothing changes keeps all of them."""
             takes=lambda word: bool(_ASSIGNMENT.fullmatch(word)),
         )
         drop = params.fields("Fields to drop.")
-        keep = params.fields("Fields to keep; all others are dropped.")
+        keep = params.fields("Fields to keep, in this order; all others are dropped.")
         rename = params.fields("Fields to rename: OLD=NEW,...", metavar="OLD=NEW")
 
         def verify(self) -> None:
@@ -75,11 +78,15 @@ and a record that nothing changes keeps all of them."""
         self._reshape = _reshaping(_paths(params.drop), _paths(params.keep), _renames(params.rename))
         if self._reshape and not self._passes:
             self._passes.append(_Pass([]))
+        only_keeps = not (params.set or params.drop or params.rename)
+        self._kept = _kept_type(_paths(params.keep)) if only_keeps else None
 
     def reads(self) -> tuple[Path, ...]:
         return self._passes[0].paths
 
     def prepare(self, batch: Batch) -> Prepared:
+        if self._kept is not None:
+            return Prepared(batch.with_lines(_encode_lines(self._kept(batch.chunk)).split(b"\n")[:-1]))
         failed: dict[int, list[dict[str, Any]]] = {}
         rows: Sequence[int] = range(batch.count)
         current = batch
@@ -182,8 +189,9 @@ class _Pass:
                 lines = self._added(batch, values)
         else:
             editing = list(range(batch.count))
-        if editing:
-            self._edit(batch, editing, lines, values, reshape, errors)
+        # A few records at a time: the objects of a whole batch would not stay in the processor's cache.
+        for start in range(0, len(editing), _OPENED):
+            self._edit(batch, editing[start : start + _OPENED], lines, values, reshape, errors)
         return batch.with_lines(lines), errors
 
     def _added(self, batch: Batch, values: list[list[bytes]]) -> list[bytes]:
@@ -200,9 +208,9 @@ class _Pass:
     def _edit(self, batch: Batch, editing: Sequence[int], lines: list[bytes], values: list[list[bytes]],
               reshape: Reshaping | None, errors: dict[int, list[dict[str, Any]]]) -> None:  # fmt: skip
         """Puts the changed lines of some records into `lines`, and what cannot be done into `errors`."""
-        chunk = batch.chunk if len(editing) == batch.count else b"\n".join(map(batch.lines.__getitem__, editing))
         changed, records = [], []
-        for index, record in zip(editing, _open_lines(chunk), strict=True):
+        opened = _open_lines(b"\n".join(map(batch.lines.__getitem__, editing)))
+        for index, record in zip(editing, opened, strict=True):
             lines[index] = batch.lines[index]
             if index in errors:
                 continue
@@ -211,7 +219,9 @@ class _Pass:
                 for (path, _), column in zip(self._assignments, values, strict=True):
                     different |= _put(record, path, column[index])
                 if reshape is not None:
-                    different |= reshape(record)
+                    reshaped = reshape(record)
+                    different |= reshaped is not record
+                    record = reshaped
             except Unchangeable as error:
                 errors[index] = [{"pointer": pointer(error.path), "message": error.message}]
                 continue
@@ -227,7 +237,7 @@ def _with_members(line: bytes, members: bytes) -> bytes:
     return opened + (members[1:] if opened.strip() == b"{" else members) + b"}"
 
 
-# -- Editing an opened record: each of these says whether it has changed anything -----------------------------------------
+# -- Editing an opened record -------------------------------------------------------------------------------------------
 
 
 class Unchangeable(Exception):
@@ -239,7 +249,8 @@ class Unchangeable(Exception):
         self.message = message
 
 
-Reshaping = Callable[[Object], bool]
+Reshaping = Callable[[Object], Object]
+"""Gives the object itself if nothing is to be changed in it, another if something is."""
 
 
 def _object(value: Any) -> Object | None:
@@ -251,7 +262,8 @@ def _object(value: Any) -> Object | None:
 
 
 def _put(record: Object, path: Path, raw: bytes, at: int = 0) -> bool:
-    """Sets the value at `path[at:]`, and makes the objects on the way to it where there are none, or null."""
+    """Sets the value at `path[at:]`, and makes the objects on the way to it where there are none, or null. Whether that
+    changed anything."""
     name = path[at]
     old = record.get(name)
     if at == len(path) - 1:
@@ -270,14 +282,19 @@ def _put(record: Object, path: Path, raw: bytes, at: int = 0) -> bool:
 
 def _reshaping(drop: Sequence[Path], keep: Sequence[Path], rename: dict[Path, dict[str, str]]) -> Reshaping | None:
     """Drops, keeps and renames, in this order; None for nothing of that."""
-    changes: list[Reshaping] = [_within(path[:-1], _dropping(path[-1])) for path in drop]
+    changes = [_within(path[:-1], _dropping(path[-1])) for path in drop]
     if keep:
         changes.append(_keeping(_tree(keep)))
     changes += [_within(parents, _renaming(parents, names)) for parents, names in rename.items()]
-    if len(changes) < 2:
-        return changes[0] if changes else None
-    # A list, not a generator: every change is made, also after one that changed something.
-    return lambda record: any([change(record) for change in changes])
+    if not changes:
+        return None
+
+    def reshape(record: Object) -> Object:
+        for change in changes:
+            record = change(record)
+        return record
+
+    return reshape
 
 
 def _within(parents: Path, change: Reshaping) -> Reshaping:
@@ -286,47 +303,56 @@ def _within(parents: Path, change: Reshaping) -> Reshaping:
         return change
     name, inner = parents[0], _within(parents[1:], change)
 
-    def change_inside(record: Object) -> bool:
+    def change_inside(record: Object) -> Object:
         child = _object(record.get(name))
-        if child is None or not inner(child):
-            return False
-        record[name] = child
-        return True
+        changed = child if child is None else inner(child)
+        return record if changed is child else {**record, name: changed}
 
     return change_inside
 
 
 def _dropping(name: str) -> Reshaping:
-    return lambda record: record.pop(name, None) is not None
+    def drop(record: Object) -> Object:
+        if name not in record:
+            return record
+        record = record.copy()
+        del record[name]
+        return record
+
+    return drop
 
 
 def _renaming(parents: Path, names: dict[str, str]) -> Reshaping:
-    def rename(record: Object) -> bool:
+    @lru_cache(maxsize=256)
+    def new_names(old: tuple[str, ...]) -> tuple[str, ...]:
+        new = tuple(names.get(name, name) for name in old)
+        if len(set(new)) < len(new):
+            taken = next(name for name in new if new.count(name) > 1)
+            raise Unchangeable((*parents, taken), "cannot rename to a field that is there already; drop that one")
+        return new
+
+    def rename(record: Object) -> Object:
         if names.keys().isdisjoint(record):
-            return False
-        renamed = {names.get(name, name): value for name, value in record.items()}
-        if len(renamed) < len(record):
-            taken = next(new for old, new in names.items() if old in record and new in record and new not in names)
-            raise Unchangeable((*parents, taken), "cannot rename to a field that is there already; drop that one first")
-        record.clear()
-        record.update(renamed)
-        return True
+            return record
+        return dict(zip(new_names(tuple(record)), record.values(), strict=True))
 
     return rename
 
 
 Tree = dict[str, Any]
+"""Names to keep, in their order, each with those to keep inside it; an empty tree keeps all."""
 
 
 def _tree(paths: Iterable[Path]) -> Tree:
-    """The names to keep, each with those to keep inside it; an empty tree keeps all."""
     tree: Tree = {}
-    for path in sorted(paths, key=len):
+    for path in paths:
         node = tree
-        for name in path:
+        for name in path[:-1]:
             if name in node and not node[name]:
-                break  # kept whole
+                break  # kept whole already
             node = node.setdefault(name, {})
+        else:
+            node[path[-1]] = {}
     return tree
 
 
@@ -334,21 +360,31 @@ def _keeping(tree: Tree) -> Reshaping:
     """Keeps the fields of a tree. An object of which nothing is kept goes too."""
     inside = {name: _keeping(inner) for name, inner in tree.items() if inner}
 
-    def keep(record: Object) -> bool:
-        before = len(record)
-        changed = False
-        for name in [name for name in record if name not in tree]:
-            del record[name]
-        for name, inner in inside.items():
-            if name not in record:
-                continue
-            child = _object(record[name])
-            inner_changed = child is not None and inner(child)
-            if not child:
-                del record[name]
-            elif inner_changed:
-                record[name] = child
-                changed = True
-        return changed or len(record) < before
+    def keep(record: Object) -> Object:
+        kept = {name: record[name] for name in tree if name in record}
+        for name in inside.keys() & kept.keys():
+            child = _object(kept[name])
+            inner = {} if child is None else inside[name](child)
+            if not inner:
+                del kept[name]
+            elif inner is not child:
+                kept[name] = inner
+        same = list(kept) == list(record) and all(map(is_, kept.values(), record.values()))
+        return record if same else kept
 
     return keep
+
+
+def _kept_type(paths: Sequence[Path]) -> Callable[[bytes], list[Any]] | None:
+    """A decoder of lines to structs that have these fields and no others, where they are nothing but names of top-level
+    fields that the decoder takes. None otherwise."""
+    names = list(dict.fromkeys(path[0] for path in paths))
+    if any(len(path) > 1 for path in paths):
+        return None
+    fields = [(f"f{number}", msgspec.Raw | msgspec.UnsetType, MISSING) for number in range(len(names))]
+    renamed = {f"f{number}": name for number, name in enumerate(names)}
+    try:
+        kept = msgspec.defstruct("Kept", fields, rename=renamed, gc=False)
+    except ValueError:
+        return None
+    return msgspec.json.Decoder(kept).decode_lines

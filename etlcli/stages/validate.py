@@ -28,8 +28,8 @@ the keyword's place in the schema and the value. Drafts 4, 6, 7, 2019-09 and 202
 is 2020-12. Nothing is ever fetched: a reference that leads out of the schema file is an error.
 
 A rule is a condition as etl filter has them, such as 'distance > 0'. It must be true: a record for which it is false or
-unknown, because a field is null or missing, or for which it cannot be computed, is rejected, with all that is wrong with it by the
-schema and by every rule. Rules see what --defaults and --coerce have changed.
+unknown, because a field is null or missing, or for which it cannot be computed, is rejected, with all that is wrong with
+it by the schema and by every rule. Rules see what --defaults and --coerce have changed.
 
 --defaults fills in what is required, missing and has a default, in nested objects and arrays too. --coerce changes a
 value's type where the schema wants another one and nothing is lost: "12" to 12, "true" to true, 1.10 to "1.10"; NA, "",
