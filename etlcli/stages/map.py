@@ -220,8 +220,8 @@ class _Pass:
                     different |= _put(record, path, column[index])
                 if reshape is not None:
                     reshaped = reshape(record)
-                    different |= reshaped is not record
-                    record = reshaped
+                    different |= reshaped is not None
+                    record = record if reshaped is None else reshaped
             except Unchangeable as error:
                 errors[index] = [{"pointer": pointer(error.path), "message": error.message}]
                 continue
@@ -249,8 +249,8 @@ class Unchangeable(Exception):
         self.message = message
 
 
-Reshaping = Callable[[Object], Object]
-"""Gives the object itself if nothing is to be changed in it, another if something is."""
+Reshaping = Callable[[Object], Object | None]
+"""Gives the changed object, which may be the one it was given; None if nothing is to be changed in it."""
 
 
 def _object(value: Any) -> Object | None:
@@ -289,12 +289,15 @@ def _reshaping(drop: Sequence[Path], keep: Sequence[Path], rename: dict[Path, di
     if not changes:
         return None
 
-    def reshape(record: Object) -> Object:
+    def reshape(record: Object) -> Object | None:
+        reshaped = None
         for change in changes:
-            record = change(record)
-        return record
+            changed = change(record)
+            if changed is not None:
+                record = reshaped = changed
+        return reshaped
 
-    return reshape
+    return changes[0] if len(changes) == 1 else reshape
 
 
 def _within(parents: Path, change: Reshaping) -> Reshaping:
@@ -303,23 +306,19 @@ def _within(parents: Path, change: Reshaping) -> Reshaping:
         return change
     name, inner = parents[0], _within(parents[1:], change)
 
-    def change_inside(record: Object) -> Object:
+    def change_inside(record: Object) -> Object | None:
         child = _object(record.get(name))
-        changed = child if child is None else inner(child)
-        return record if changed is child else {**record, name: changed}
+        changed = None if child is None else inner(child)
+        if changed is None:
+            return None
+        record[name] = changed
+        return record
 
     return change_inside
 
 
 def _dropping(name: str) -> Reshaping:
-    def drop(record: Object) -> Object:
-        if name not in record:
-            return record
-        record = record.copy()
-        del record[name]
-        return record
-
-    return drop
+    return lambda record: None if record.pop(name, None) is None else record
 
 
 def _renaming(parents: Path, names: dict[str, str]) -> Reshaping:
@@ -331,9 +330,9 @@ def _renaming(parents: Path, names: dict[str, str]) -> Reshaping:
             raise Unchangeable((*parents, taken), "cannot rename to a field that is there already; drop that one")
         return new
 
-    def rename(record: Object) -> Object:
+    def rename(record: Object) -> Object | None:
         if names.keys().isdisjoint(record):
-            return record
+            return None
         return dict(zip(new_names(tuple(record)), record.values(), strict=True))
 
     return rename
@@ -360,17 +359,17 @@ def _keeping(tree: Tree) -> Reshaping:
     """Keeps the fields of a tree. An object of which nothing is kept goes too."""
     inside = {name: _keeping(inner) for name, inner in tree.items() if inner}
 
-    def keep(record: Object) -> Object:
+    def keep(record: Object) -> Object | None:
         kept = {name: record[name] for name in tree if name in record}
         for name in inside.keys() & kept.keys():
             child = _object(kept[name])
-            inner = {} if child is None else inside[name](child)
-            if not inner:
+            inner = None if child is None else inside[name](child)
+            if not child or inner == {}:
                 del kept[name]
-            elif inner is not child:
+            elif inner is not None:
                 kept[name] = inner
         same = list(kept) == list(record) and all(map(is_, kept.values(), record.values()))
-        return record if same else kept
+        return None if same else kept
 
     return keep
 
