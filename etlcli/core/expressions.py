@@ -152,7 +152,9 @@ def _comprehension(result: str, names: list[str], test: str, *, counted: bool) -
 def _function(tree: ast.expr, names: dict[str, Any]) -> Any:
     """What a tree that was built here evaluates to. It sees these names and nothing else."""
     whole = ast.fix_missing_locations(ast.Expression(tree))
-    code: CodeType = compile(whole, "<expression>", "eval")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a literal that is compared with None
+        code: CodeType = compile(whole, "<expression>", "eval")
     return FunctionType(code, {"__builtins__": {}, **names})()
 
 
