@@ -544,6 +544,8 @@ def _parse(text: str) -> ast.expr:
             # In parentheses, so that it may take several lines.
             tree = ast.parse(f"({text}\n)", mode="eval").body
     except SyntaxError as error:
+        if (error.lineno, error.offset) == (1, 1):  # the parenthesis put before the text
+            raise ValueError("a parenthesis is not closed") from None
         raise ValueError(f"{_place(text, error.lineno or 1, error.offset or 1)}{error.msg}") from None
     except (RecursionError, MemoryError):
         raise ValueError(_TOO_DEEP) from None
@@ -687,11 +689,10 @@ class _Reading:
         return (tree.id, *reversed(parts))
 
     def _named(self, tree: ast.Call) -> Path:
-        value = self._literal(tree.args[0]) if len(tree.args) == 1 and not tree.keywords else None
-        if not isinstance(value, str):
+        if len(tree.args) != 1 or not isinstance(tree.args[0], ast.Constant) or type(tree.args[0].value) is not str:
             self._refuse(tree, 'field takes one string: field("odd name"), field("/a.b/c")')
         try:
-            return parse_path(value)
+            return parse_path(str(self._literal(tree.args[0])))
         except ValueError as error:
             self._refuse(tree, str(error))
 
@@ -769,6 +770,7 @@ class _Reading:
             hint = f"; write {name}(...)" if name in known else ""
             self._refuse(tree, f"only a function by its name can be called{hint}")
         name = tree.func.id
+        self._check_name(tree.func, name)
         if name not in known:
             self._refuse(tree, f"there is no function {name!r}; {nearest(name, known)}")
         if tree.keywords:

@@ -291,12 +291,12 @@ def _extreme(name: str, beyond: Operation) -> Operation:
     def called(*values: Any) -> Any:
         kind = KINDS[type(values[0])]
         found = values[0]
+        if kind not in ("number", "string"):
+            raise Refused(f"{name} takes numbers or strings, not {described(found)}")
         for value in values[1:]:
             if KINDS[type(value)] != kind:
                 raise Refused(f"{name} does not take {described(found)} and {described(value)}")
             found = value if beyond(value, found) else found
-        if kind not in ("number", "string"):
-            raise Refused(f"{name} takes numbers or strings, not {described(found)}")
         return found
 
     return strict(called)
@@ -384,15 +384,22 @@ _date = _on_text("date", lambda text: _seconds(_parse_time(text)))
 
 
 def _date_by(form: Any) -> Operation:
-    if not isinstance(form, str) or "\0" in form:
+    if not isinstance(form, str) or len(form) > 100:
         raise ValueError("date: the form is a string such as %d/%m/%Y")
 
     def parse(text: str) -> Any:
         try:
             return _seconds(_as_utc(datetime.strptime(text, form)))
         except (ValueError, OverflowError):
-            raise Refused(f"{described(text)} is not a date of the form {form[:60]!r}") from None
+            raise Refused(f"{described(text)} is not a date of the form {form!r}") from None
 
+    try:
+        datetime.strptime("", form)
+    except re.error:
+        raise ValueError(f"date: {form!r} names a part twice") from None
+    except ValueError as error:
+        if "does not match" not in str(error):
+            raise ValueError(f"date: {error}") from None
     return _on_text("date", parse)
 
 

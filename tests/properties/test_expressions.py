@@ -56,9 +56,14 @@ def comparing(operands: st.SearchStrategy[tuple[str, str]], literals: st.SearchS
         lambda f: (f"{f[0][0]} {f[1][0]} {f[2][0]} {f[3][0]} {f[4][0]}",
                    f"({f[0][1]} {f[1][1]} {f[2][1]} and {f[2][1]} {f[3][1]} {f[4][1]})")
     )  # fmt: skip
-    lists = st.lists(literals | st.none(), min_size=1, max_size=3).filter(lambda found: any(v is not None for v in found))
+    lists = st.lists(literals | st.none(), min_size=1, max_size=3).filter(
+        lambda found: any(v is not None for v in found)
+    )
     member = st.tuples(operands, st.sampled_from(["in", "not in"]), lists).map(
-        lambda f: (f"{f[0][0]} {f[1]} {json.dumps(f[2], ensure_ascii=False)}", f"{f[0][1]} {f[1]} ({', '.join(map(sql_text, f[2]))})")
+        lambda f: (
+            f"{f[0][0]} {f[1]} {json.dumps(f[2], ensure_ascii=False)}",
+            f"{f[0][1]} {f[1]} ({', '.join(map(sql_text, f[2]))})",
+        )
     )
     exists = operands.map(lambda found: (f"exists({found[0]})", f"({found[1]}) is not null"))
     return st.one_of(simple, simple, chained, member, exists)
@@ -72,7 +77,10 @@ conditions = st.recursive(
         ),
         inner.map(lambda found: tuple(f"(not ({text}))" for text in found)),
         st.tuples(inner, inner, inner).map(
-            lambda f: (f"({f[1][0]} if {f[0][0]} else {f[2][0]})", f"(case when {f[0][1]} then {f[1][1]} else {f[2][1]} end)")
+            lambda f: (
+                f"({f[1][0]} if {f[0][0]} else {f[2][0]})",
+                f"(case when {f[0][1]} then {f[1][1]} else {f[2][1]} end)",
+            )
         ),
     ),
     max_leaves=8,
@@ -120,7 +128,9 @@ def compare(sign: str, a: Any, b: Any) -> Any:
     if kind(a) != kind(b) or isinstance(a, list | dict):
         raise Bad
     order = (a > b) - (a < b)
-    return {"==": order == 0, "!=": order != 0, "<": order < 0, "<=": order <= 0, ">": order > 0, ">=": order >= 0}[sign]
+    return {"==": order == 0, "!=": order != 0, "<": order < 0, "<=": order <= 0, ">": order > 0, ">=": order >= 0}[
+        sign
+    ]
 
 
 def compute(sign: str, a: Any, b: Any) -> Any:
@@ -284,7 +294,9 @@ SIGNS = st.sampled_from(["==", "!=", "<", "<=", ">", ">="])
 numbers = st.one_of(st.integers(-3, 3), st.sampled_from([0.5, -1.5, 2.0, 1e300, -1e300, 2**53 + 1, 2**70, 10**3999]))
 scalars = st.one_of(st.none(), st.booleans(), numbers, numbers, st.sampled_from(["", "a", "B", " a ", "1", "ß"]))
 literals = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([0.5, 1e300, "", "a", "1"]))
-values = st.one_of(scalars, scalars, scalars, st.lists(scalars, max_size=2), st.fixed_dictionaries({}, optional={"a": scalars}))
+values = st.one_of(
+    scalars, scalars, scalars, st.lists(scalars, max_size=2), st.fixed_dictionaries({}, optional={"a": scalars})
+)
 
 
 def grown(inner: st.SearchStrategy[Tree]) -> st.SearchStrategy[Tree]:
@@ -303,7 +315,9 @@ def grown(inner: st.SearchStrategy[Tree]) -> st.SearchStrategy[Tree]:
         st.tuples(st.just("coalesce"), some),
         st.tuples(st.just("call"), st.sampled_from(["len", "lower", "upper", "strip", "abs", "str"]), st.tuples(inner)),
         st.tuples(
-            st.just("call"), st.sampled_from(["startswith", "endswith", "contains", "min", "max"]), st.tuples(inner, inner)
+            st.just("call"),
+            st.sampled_from(["startswith", "endswith", "contains", "min", "max"]),
+            st.tuples(inner, inner),
         ),
     )
 
@@ -314,7 +328,9 @@ trees = st.recursive(leaves, grown, max_leaves=7).filter(lambda tree: tree[0] !=
 kinds = [st.integers(-3, 3), st.sampled_from([0.5, -1.5, 1e300]), st.sampled_from(["", "a", "B"]), st.booleans()]
 records_alike = st.tuples(*(st.sampled_from(kinds) for _ in NAMES)).flatmap(
     lambda chosen: st.lists(
-        st.fixed_dictionaries({}, optional={n: k | st.none() for n, k in zip(NAMES, chosen, strict=True)}), min_size=1, max_size=6
+        st.fixed_dictionaries({}, optional={n: k | st.none() for n, k in zip(NAMES, chosen, strict=True)}),
+        min_size=1,
+        max_size=6,
     )
 )
 records_mixed = st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, values)), min_size=1, max_size=6)
