@@ -93,7 +93,7 @@ def _comparison(compare: Operation) -> Operation:
         if kind != KINDS[type(b)]:
             raise Refused(f"cannot compare {described(a)} with {described(b)}")
         if kind in ("list", "object"):
-            raise Refused(f"cannot compare a {kind} with a {kind}")
+            raise Refused(f"{kind}s are not compared")
         return bool(compare(a, b))
 
     return strict(called)
