@@ -1,10 +1,10 @@
 """`map`: sets, drops, keeps and renames fields. All of it is `prepare`.
 
 Expressions are computed over whole columns. Assignments are put into *passes*: within one, no expression reads what an
-earlier assignment of it has set; mostly there is one pass. Where there are only assignments, a record to which they only add
-fields keeps all of its bytes: the new members are put before its last brace. Any other record is opened as far as its changes
-reach, and the rest of its values keep theirs. Which of the two it is depends on the record alone, never on its neighbours,
-so that the same bytes come out however the input is cut.
+earlier assignment of it has set; mostly there is one pass. Where there are only assignments, a record to which they only
+add fields keeps all of its bytes: the new members are put before its last brace. Any other record is opened as far as its
+changes reach, and the rest of its values keep theirs. Which of the two it is depends on the record alone, never on its
+neighbours, so that the same bytes come out however the input is cut.
 """
 
 from __future__ import annotations
