@@ -21,7 +21,10 @@ class Entry(NamedTuple):
 COMPONENTS: dict[str, Entry] = {
     "read": Entry("source", "etlcli.connectors.read:Read", "Read files, globs or stdin as records"),
     "validate": Entry("stage", "etlcli.stages.validate:Validate", "Check records against a JSON Schema"),
+    "filter": Entry("stage", "etlcli.stages.filter:Filter", "Keep the records for which an expression is true"),
+    "map": Entry("stage", "etlcli.stages.map:Map", "Set, drop, keep and rename fields"),
     "sort": Entry("stage", "etlcli.stages.sort:Sort", "Sort records by fields, in bounded memory"),
+    "retry-wrap": Entry("stage", "etlcli.stages.retry_wrap:RetryWrap", "Put records through an external command"),
     "write": Entry("sink", "etlcli.connectors.write:Write", "Write records to a file, all or nothing"),
 }
 """Sources, stages and sinks, in the order a pipeline uses them."""

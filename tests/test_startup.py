@@ -13,6 +13,8 @@ ALLOWED = {
     "--help": {"click"},
     "read": {"click", "msgspec"},
     "sort": {"click", "msgspec"},
+    "filter": {"click", "msgspec"},
+    "map": {"click", "msgspec"},
     "write": {"click", "msgspec"},
     "validate": {"click", "msgspec", "jsonschema_rs"},
 }
@@ -22,7 +24,13 @@ WATCHED = {
     "urllib", "http", "email", "ssl", "socket", "tempfile", "pathlib", "csv", "json", "gzip", "bz2", "lzma", "importlib.metadata",
     "pickle",
 }  # fmt: skip
-ARGUMENTS = {"sort": ["--by", "a"], "write": ["-"], "validate": ["--schema", "schema.json"]}
+ARGUMENTS = {
+    "filter": ["a > 1"],
+    "map": ["a = 1"],
+    "sort": ["--by", "a"],
+    "write": ["-"],
+    "validate": ["--schema", "schema.json"],
+}
 LOADED_ANYWAY = "import sys; print('MODULES', *sys.modules)"
 
 

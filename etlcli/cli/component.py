@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,12 @@ from etlcli.recipe.model import Fallback, OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS, load
 
 INPUTS = Option(
-    "paths", "Input files; - is stdin, which is also the default.", positional=True, repeats=True, default=()
+    "paths",
+    "Input files; - is stdin, which is also the default.",
+    positional=True,
+    repeats=True,
+    default=(),
+    metavar="FILE",
 )
 INPUTS.name = "inputs"
 
@@ -56,28 +62,69 @@ def component_command(name: str) -> click.Command:
     """The click command of a registered component."""
     entry = COMPONENTS[name]
     component: type[Component] = load(entry.target)
-    parameters: list[click.Parameter] = [click_parameter(option) for option in component.Params.options]
+    command = next((option for option in component.Params.options if option.kind == "command"), None)
+    sharing = [option for option in component.Params.options if option.takes or option is command]
+    parameters = [click_parameter(option) for option in component.Params.options if option not in sharing]
     own = {option.name for option in component.Params.options}
     if entry.kind != "sink":
         parameters.append(click.Option(["-o", "--output"], metavar="FILE", help="Write to FILE, all or nothing."))
     if entry.kind == "stage":
-        parameters.append(click_parameter(INPUTS))
+        parameters.append(_inputs(sharing))
     if entry.kind != "source":
         parameters += [click_parameter(option) for option in _source_options() if option.name not in own]
 
     def run(**values: Any) -> None:
         run_recipe(recipe_of(name, entry.kind, values), **_picked(values, "log_level", "log_format", "stats"))
 
-    return click.Command(
+    return _Command(
         name, callback=run, params=[*parameters, *shared_options()], short_help=entry.help,
-        help=component.help, epilog=examples_text(component.examples),
+        help=component.help, epilog=examples_text(component.examples), behind=command.name if command else None,
     )  # fmt: skip
+
+
+class _Command(click.Command):
+    """A command for which `behind` takes what stands behind --, where it has such an option."""
+
+    def __init__(self, *args: Any, behind: str | None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._behind = behind
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if self._behind is not None:
+            end = args.index("--") if "--" in args else len(args)
+            ctx.params[self._behind] = tuple(args[end + 1 :])
+            args = args[:end]
+        return super().parse_args(ctx, args)
+
+
+def _inputs(sharing: Sequence[Option]) -> click.Parameter:
+    """The input files; and, before them or among them, the words that positional options of the stage take."""
+    if not sharing:
+        return click_parameter(INPUTS)
+
+    def deal(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+        for option in [option for option in sharing if option.takes]:
+            own = tuple(filter(option.takes, words))
+            if option.required and not own:
+                raise click.MissingParameter(ctx=ctx, param_hint=option.metavar, param_type="argument")
+            for word in filter(os.path.exists, own):
+                raise click.UsageError(f"{word} can be read as {option.metavar} and is a file too; write ./{word}", ctx)
+            ctx.params[option.name] = own
+            words = tuple(word for word in words if word not in own)
+        return words
+
+    before, behind = [option for option in sharing if option.takes], [option for option in sharing if not option.takes]
+    metavar = " ".join(
+        [*(f"[{option.metavar}]..." for option in (*before, INPUTS)), *(f"-- {option.metavar}..." for option in behind)]
+    )
+    help = " ".join(option.help for option in (*before, INPUTS, *behind))
+    return click.Argument([INPUTS.name], nargs=-1, metavar=metavar, help=help, callback=deal)
 
 
 def click_parameter(option: Option) -> click.Parameter:
     """How an option looks on the command line. Values stay text here; `Declared` parses them."""
     if option.positional:
-        metavar = f"[{option.metavar or 'FILE'}]" + ("..." if option.repeats else "")
+        metavar = option.metavar if option.required else f"[{option.metavar}]" + ("..." if option.repeats else "")
         return click.Argument(
             [option.name],
             nargs=-1 if option.repeats else 1,
@@ -90,10 +137,12 @@ def click_parameter(option: Option) -> click.Parameter:
         shown = format_size(shown)
     if option.kind == "backoff":
         shown = format_backoff(shown)
+    if option.kind == "duration" and shown is not None:
+        shown = f"{shown:g}s"
     if option.kind == "flag":
         return click.Option([option.flag], is_flag=True, help=option.help)
     return click.Option(
-        [option.flag],
+        [option.flag, option.name],
         type=click.Choice(option.choices) if option.choices else click.STRING,
         metavar=None if option.choices else option.metavar,
         default=shown if option.default not in (None, ()) else None,
@@ -143,7 +192,8 @@ def declared(options: type[Declared], values: dict[str, Any], name: str) -> Any:
         return options(**given)
     except ValueError as error:
         option, _, reason = str(error).partition(": ")
-        raise UsageError(f"--{option.replace('_', '-')}: {reason}", hint=f"see etl {name} --help") from None
+        shown = next((known.shown for known in options.options if known.name == option), option)
+        raise UsageError(f"{shown}: {reason}" if reason else shown, hint=f"see etl {name} --help") from None
 
 
 def on_error_of(name: str, kind: str, values: dict[str, Any]) -> OnError:

@@ -267,6 +267,10 @@ class Batch:
         lines = list(self.lines)
         for index, line in changes.items():
             lines[index] = line
+        return self.with_lines(lines)
+
+    def with_lines(self, lines: list[bytes]) -> Batch:
+        """The same records, each as its new line (one valid JSON object)."""
         return Batch(self.count, lines=lines, span=self._span, rows=self._rows, kin=self._kin)
 
     def row(self, index: int) -> int:

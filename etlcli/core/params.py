@@ -13,7 +13,7 @@ YAML value (`memory: 64MiB`, `memory: 67108864`); `Option.parse` takes both and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, cast, overload
 
 _SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3, "m": 1 << 20, "mib": 1 << 20, "mb": 10**6,
@@ -36,6 +36,8 @@ class Option:
         "positional",
         "repeats",
         "required",
+        "singular",
+        "takes",
     )
 
     def __init__(
@@ -50,7 +52,11 @@ class Option:
         minimum: int | None = None,
         positional: bool = False,
         repeats: bool = False,
+        singular: str = "",
+        takes: Callable[[str], bool] | None = None,
     ) -> None:
+        """`singular`: what the flag is called where a value at a time is given and the recipe has a list. `takes`: which
+        words of the command line are this option's, where it is positional beside the input files."""
         self.name = ""
         self.kind = kind
         self.help = help
@@ -61,10 +67,17 @@ class Option:
         self.minimum = minimum
         self.positional = positional
         self.repeats = repeats
+        self.singular = singular
+        self.takes = takes
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return "--" + (self.singular or self.name).replace("_", "-")
+
+    @property
+    def shown(self) -> str:
+        """What a person who uses the command line knows it by."""
+        return self.metavar if self.positional else self.flag
 
     def parse(self, value: Any) -> Any:
         """The value as the stage sees it. Raises ValueError with the reason."""
@@ -137,9 +150,12 @@ def paths(help: str, *, metavar: str = "FILE", positional: bool = True) -> tuple
     )
 
 
-def texts(help: str, *, metavar: str = "TEXT") -> tuple[str, ...]:
-    """Repeatable: once per value on the command line, a list in a recipe."""
-    return cast("tuple[str, ...]", Option("texts", help, default=(), metavar=metavar, repeats=True))
+def texts(help: str, *, metavar: str = "TEXT", singular: str = "",
+          takes: Callable[[str], bool] | None = None) -> tuple[str, ...]:  # fmt: skip
+    """Repeatable: once per value on the command line, a list in a recipe. With `takes` it is positional."""
+    option = Option("texts", help, default=(), metavar=metavar, repeats=True, positional=takes is not None,
+                    singular=singular, takes=takes)  # fmt: skip
+    return cast("tuple[str, ...]", option)
 
 
 def command(help: str) -> tuple[str, ...]:

@@ -64,6 +64,7 @@ class Context:
         base_dir: str = "",
         retry: Retrying = once,
         reads: tuple[Path, ...] = (),
+        started: float = 0.0,
     ) -> None:
         self.count = count
         self.step = count.step
@@ -75,6 +76,8 @@ class Context:
         self.retry = retry
         self.reads = reads
         """Fields the steps after a source want decoded (a source only)."""
+        self.started = started
+        """When the run began, in seconds since 1970: what `now()` is for all of its steps, in every process."""
 
     def discard(self, reason: str, count: int) -> None:
         """`count` records were dropped on purpose."""

@@ -8,6 +8,7 @@ clean-up are done here and nowhere else.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -38,6 +39,7 @@ class Pipeline:
         self.recipe = recipe
         self.ledger = Ledger()
         self.run_id = os.urandom(8).hex()
+        self._started = time.time()
         self._log = log
         self._findings = 0
         self._quarantine: Quarantine | None = None
@@ -137,6 +139,7 @@ class Pipeline:
             reject=partial(policy.reject, count),
             retry=partial(tried, spec.on_error.retry, count),
             base_dir=self.recipe.base_dir,
+            started=self._started,
             **rest,
         )
 

@@ -36,9 +36,9 @@ class MisalignedError(CommandError):
         super().__init__("command_failed", f"{name} put out more lines than it was given")
 
 
-def find_command(argv: Sequence[str]) -> None:
-    """Raises UsageError for a command that cannot be run at all."""
-    if shutil.which(argv[0]) is None:
+def find_command(argv: Sequence[str], directory: str) -> None:
+    """Raises UsageError for a command that cannot be run at all. A path is relative to the directory it will run in."""
+    if shutil.which(os.path.join(directory, argv[0]) if "/" in argv[0] else argv[0]) is None:
         raise UsageError(f"no command is called {argv[0]!r}", hint="name one that PATH has, or a path to it")
 
 

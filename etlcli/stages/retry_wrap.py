@@ -87,8 +87,8 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         super().__init__(params, ctx, state)
         own = [sys.executable, "-m", "etlcli", params.stage] if params.stage else []
         self._argv = [*own, *params.command]
-        find_command(self._argv)
         self._directory = os.path.abspath(ctx.base_dir) if ctx.base_dir else ""
+        find_command(self._argv, self._directory)
         self._running: set[Command] = set()
         self._process: Command | None = None
         ctx.resources.callback(self._kill)

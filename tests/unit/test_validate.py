@@ -143,7 +143,7 @@ def test_the_schema_is_found_from_the_base_directory_or_by_its_full_path(stage: 
     assert error.value.where == "none.json" and error.value.exit_code == 66
     with pytest.raises(SchemaError):
         stage({"type": "nope"})
-    with pytest.raises(ValueError, match="schema: required"):
+    with pytest.raises(ValueError, match="schema: nothing to check by"):
         Validate.Params()
 
 
