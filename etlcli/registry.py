@@ -39,6 +39,7 @@ FORMATS: dict[str, str] = {
 
 COMMANDS: dict[str, Entry] = {
     "run": Entry("command", "etlcli.cli.run:command", "Run a recipe"),
+    "replay": Entry("command", "etlcli.cli.replay:command", "Run quarantined records again"),
     "init": Entry("command", "etlcli.cli.init:command", "Write a sample recipe with real data"),
 }
 

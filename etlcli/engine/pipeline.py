@@ -54,8 +54,8 @@ class Pipeline:
             source, stages, sink = self._build(resources)
             batches = source.batches()
             for stage in stages:
-                batches = stage.through(batches)
-            for batch in batches:
+                batches = stage.through(self._entering(stage.count, batches))
+            for batch in self._entering(sink.count, batches):
                 sink.write(batch)
             self.recipe.budget.check(self.ledger, finished=True)
             self.ledger.check()
@@ -71,6 +71,10 @@ class Pipeline:
                 rejected=self.ledger.rejected(),
                 discarded=self.ledger.discarded(),
             )
+
+    def _entering(self, count: StepCount, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """What goes into a step: what the one before puts out."""
+        return batches
 
     def check(self) -> None:
         """Everything up to the first record: components are built, inputs opened, schemas compiled. Nothing is written."""
