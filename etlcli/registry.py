@@ -22,6 +22,11 @@ COMPONENTS: dict[str, Entry] = {
     "read": Entry("source", "etlcli.connectors.read:Read", "Read files, globs or stdin as records"),
     "validate": Entry("stage", "etlcli.stages.validate:Validate", "Check records against a JSON Schema"),
     "sort": Entry("stage", "etlcli.stages.sort:Sort", "Sort records by fields, in bounded memory"),
+    "dedupe-cache": Entry(
+        "stage",
+        "etlcli.stages.dedupe_cache:DedupeCache",
+        "Drop records whose key was seen before, also in earlier runs",
+    ),
     "write": Entry("sink", "etlcli.connectors.write:Write", "Write records to a file, all or nothing"),
 }
 """Sources, stages and sinks, in the order a pipeline uses them."""
@@ -36,6 +41,7 @@ FORMATS: dict[str, str] = {
 
 COMMANDS: dict[str, Entry] = {
     "run": Entry("command", "etlcli.cli.run:command", "Run a recipe"),
+    "cache": Entry("command", "etlcli.cli.cache:command", "Look into a cache file, and prune it"),
     "init": Entry("command", "etlcli.cli.init:command", "Write a sample recipe with real data"),
 }
 

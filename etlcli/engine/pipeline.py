@@ -59,6 +59,9 @@ class Pipeline:
             if self._findings:
                 raise FindingsError(f"records with findings: {self._findings} of {self.ledger.received}")
             sink.component.commit()
+            # Only now: what a stage remembers of records that were never published would lose them in the next run.
+            for stage in [] if _reporting(stages) else stages:
+                stage.component.commit()
             self._log(
                 "info",
                 "run_finished",
