@@ -49,7 +49,7 @@ HEAVY = {
 }
 ALLOWED_HEAVY = {
     "core": {"xxhash"},
-    "cli": {"click"},
+    "cli": {"click", "orjson"},
     "formats": {"yaml"},
     "schema": {"jsonschema_rs"},
     "engine": {"tenacity"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from time import time
@@ -27,7 +27,7 @@ _HELP = """Look into a cache file, and prune it.
 
 A cache is what `etl dedupe-cache --cache` remembers from run to run. Its keys are JSON texts: 15, "N14228", or for several
 fields ["UA",1545]; a long one is there as a hash, xxh3:... Entries come in the order of their last use, the oldest first.
-The file is one SQLite database, which `sqlitedict.SqliteDict(path, encode=orjson.dumps, decode=orjson.loads)` opens, too."""
+The file is an SQLite database that `sqlitedict.SqliteDict(path, encode=orjson.dumps, decode=orjson.loads)` opens, too."""
 
 EXAMPLES = (
     ("etl cache list seen.db", "how old each key is"),
@@ -160,48 +160,40 @@ def _compact(key: str) -> str:
         return key
 
 
-def _command(name: str, callback: Any, help: str, *params: click.Parameter) -> click.Command:
-    file = click.Argument(["file"], metavar="FILE", help="The cache file.")
-    return click.Command(name, callback=callback, help=help, params=[file, *params])
-
-
-command = click.Group("cache", help=_HELP, epilog=examples_text(EXAMPLES))
-command.add_command(
-    _command(
-        "list",
+_FILE = click.Argument(["file"], metavar="FILE", help="The cache file.")
+_COMMANDS: dict[str, tuple[Callable[..., None], str, list[click.Parameter]]] = {
+    "list": (
         show,
         "Show every key and when it was seen.",
-        click.Option(["--json", "as_json"], is_flag=True, help="As NDJSON, a line each: key and value."),
-    )  # fmt: skip
-)
-command.add_command(
-    _command(
-        "get",
+        [click.Option(["--json", "as_json"], is_flag=True, help="As NDJSON, a line each: key and value.")],
+    ),
+    "get": (
         get,
         "Show the entry of one key; exit 1 if there is none.",
-        click.Argument(["key"], metavar="KEY", help="The key; a string may go without its JSON quotes."),
-    )  # fmt: skip
-)
-command.add_command(
-    _command(
-        "export",
+        [click.Argument(["key"], metavar="KEY", help="The key; a string may go without its JSON quotes.")],
+    ),
+    "export": (
         export,
         "Write all entries as NDJSON: key and value.",
-        click.Option(["-o", "--output"], metavar="FILE", help="Write to FILE, all or nothing."),
-    )  # fmt: skip
-)
-command.add_command(
-    _command(
-        "prune",
+        [click.Option(["-o", "--output"], metavar="FILE", help="Write to FILE, all or nothing.")],
+    ),
+    "prune": (
         prune,
         "Forget entries, and say how many.",
-        click.Option(["--older-than"], metavar="DUR", help="Those seen longer ago than this, such as 30d."),
-        click.Option(
-            ["--max-entries"],
-            metavar="N",
-            type=click.IntRange(min=0),
-            help="All but so many, the least recently used first.",
-        ),
-        click.Option(["--all", "everything"], is_flag=True, help="All of them."),
-    )  # fmt: skip
+        [
+            click.Option(["--older-than"], metavar="DUR", help="Those seen longer ago than this, such as 30d."),
+            click.Option(["--max-entries"], metavar="N", type=click.IntRange(min=0), help="All but the N used last."),
+            click.Option(["--all", "everything"], is_flag=True, help="All of them."),
+        ],
+    ),
+}
+
+command = click.Group(
+    "cache",
+    help=_HELP,
+    epilog=examples_text(EXAMPLES),
+    commands={
+        name: click.Command(name, callback=callback, help=help, params=[_FILE, *params])
+        for name, (callback, help, params) in _COMMANDS.items()
+    },
 )

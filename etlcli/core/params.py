@@ -36,6 +36,7 @@ class Option:
         "positional",
         "repeats",
         "required",
+        "written",
     )
 
     def __init__(
@@ -50,6 +51,7 @@ class Option:
         minimum: int | None = None,
         positional: bool = False,
         repeats: bool = False,
+        written: bool = False,
     ) -> None:
         self.name = ""
         self.kind = kind
@@ -61,6 +63,7 @@ class Option:
         self.minimum = minimum
         self.positional = positional
         self.repeats = repeats
+        self.written = written
 
     @property
     def flag(self) -> str:
@@ -127,8 +130,11 @@ def text(help: str, *, default: str | None = None, required: bool = False, metav
     return cast(str, Option("text", help, default=default, required=required, metavar=metavar, positional=positional))
 
 
-def path(help: str, *, required: bool = False, metavar: str = "FILE", positional: bool = False) -> str | None:
-    return cast("str | None", Option("path", help, required=required, metavar=metavar, positional=positional))
+def path(help: str, *, required: bool = False, metavar: str = "FILE", positional: bool = False,
+         written: bool = False) -> str | None:  # fmt: skip
+    """`written`: a file that a stage writes beside the run's output, and that must be no other file of the run."""
+    option = Option("path", help, required=required, metavar=metavar, positional=positional, written=written)
+    return cast("str | None", option)
 
 
 def paths(help: str, *, metavar: str = "FILE", positional: bool = True) -> tuple[str, ...]:

@@ -64,11 +64,11 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
 
     class Params(params.Declared):
         key = params.fields("Fields that make the key; by default the whole record.")
-        cache = params.path("File that keeps the keys for the next run; made if it is not there.")
+        cache = params.path("File that keeps the keys for the next run; made if it is not there.", written=True)
         ttl = params.duration("How long a key is remembered.")
         max_entries = params.integer("Most keys that are remembered; the least recently used go first.", minimum=1)
         keep = params.choice(("first", "last"), "Which record of a key passes.", default="first")
-        dupes = params.path("Write the duplicates to FILE, as NDJSON, published with the output.")
+        dupes = params.path("Write the duplicates to FILE, as NDJSON, published with the output.", written=True)
 
         def verify(self) -> None:
             if self.keep == "last" and (self.cache or self.ttl is not None or self.max_entries):

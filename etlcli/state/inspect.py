@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import orjson
-import sqlitedict
+import sqlitedict  # type: ignore[import-untyped]
 
 from etlcli.errors import InputOutputError
 from etlcli.state.sqlite import check_cache, explained, refused
