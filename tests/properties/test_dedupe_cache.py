@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -104,7 +105,7 @@ def run(
             count, resources=resources, log=lambda *a, **k: None, reject=rejected.extend, memory=memory, base_dir=base
         )
         stage = DedupeCache(DedupeCache.Params(**options), context)
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             prepared = stage.prepare(Batch.of_lines(lines[start:end]))
             rejected += [reject.raw for reject in prepared.rejects]
             for batch in stage.apply(prepared):
