@@ -82,10 +82,13 @@ class RecentStore(Store):
     def use(self, keys: Sequence[str], value: Any, good: Callable[[Any], bool]) -> list[int]:
         """The places of the keys that are not known by then, with a `good` value. Those get `value`."""
         newest = self._newest
-        stored = self._table.get(set(keys).difference(newest)) if self._table and self._stored else {}
+        # Not as a difference of sets: that would go through all of `newest`, which is no plain dict.
+        asked = {key for key in keys if key not in newest} if self._stored else ()
+        stored = self._table.get(asked) if self._table and asked else {}
         moved, dropped = set[str](), set[str]()
         # More than this cannot have to go.
-        ageing = iter(self._table.oldest(len(set(keys)) + len(stored)) if self._table and self._stored else ())
+        most_ageing = len(set(keys)) + len(stored) if self._stored + len(newest) + len(keys) > self._most else 0
+        ageing = iter(self._table.oldest(most_ageing) if self._table and most_ageing else ())
         left, new = self._stored, []
         for place, key in enumerate(keys):
             if key in newest:
