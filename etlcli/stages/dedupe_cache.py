@@ -16,17 +16,20 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import MISSING, Path, parse_path, pointer
 from etlcli.core.keys import keys_of, keys_of_records
 from etlcli.core.stage import Context, Prepared, Stage, State
-from etlcli.errors import DataError
+from etlcli.errors import DataError, EtlError
 from etlcli.io.files import Output, open_output
 from etlcli.io.spill import Run, SpillFile, spill_directory
 from etlcli.state.store import RecentStore, Store
+
+if TYPE_CHECKING:
+    from etlcli.state.sqlite import CacheFile
 
 # What a record that is held costs beside its bytes: the line's header and list slot.
 _OVERHEAD = 64
@@ -83,7 +86,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
     def __init__(self, params: Any, ctx: Context, state: State | None = None) -> None:
         super().__init__(params, ctx, state)
         self._paths = tuple(map(parse_path, params.key))
-        self._cache: Any = None
+        self._cache: CacheFile | None = None
         self._path = os.path.join(ctx.base_dir, params.cache) if params.cache else ""
         self._about = {"stage": "dedupe-cache", "key": list(map(pointer, self._paths))}
         if self._path and os.path.lexists(self._path):
@@ -132,16 +135,21 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
                     self._drop(Batch.of_lines(dropped), len(dropped))
                 yield Batch.of_lines(kept)
         if self._cache and self._store:
+            self._cache.settle()
             self._store.flush()
         self._open_dupes()
         if self._dupes:
             self._dupes.flush()
 
     def commit(self) -> None:
-        if self._dupes:
-            self._dupes.commit()
-        if self._cache:
-            self._cache.commit()
+        try:
+            if self._dupes:
+                self._dupes.commit()
+            if self._cache:
+                self._cache.commit()
+        except EtlError as error:
+            error.hint = "the output was published all the same; the next run may let its records through once more"
+            raise
 
     def _lacking(self, batch: Batch, columns: list[list[Any]]) -> Iterator[Reject]:
         for index, values in enumerate(zip(*columns, strict=True)):

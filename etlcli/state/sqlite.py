@@ -6,9 +6,9 @@ of: keys of one field must not be taken for those of another. Rows lie in the or
 row a new rowid: the first are those that were not used for longest.
 
 A run is one transaction. `BEGIN IMMEDIATE` takes the lock, so runs on one file take turns; who waits too long is told to
-try later. Until `commit` nothing of the run can be seen, and a crash leaves the file as it was: changes are in the
-write-ahead log beside it, which is also why readers and the run do not block each other. The commit is synced (FULL), and
-when the last process closes the file the log is gone: one file to copy.
+try later. Until `commit` nothing of the run can be seen, and a crash leaves the file as it was. Once a run has committed,
+changes go to a write-ahead log beside the file, so that readers and runs do not block each other. The commit is synced
+(FULL), and when the last process closes the file the log is gone: one file to copy.
 
 A run that stops before its commit may leave a new file behind, with nothing in it.
 """
@@ -20,6 +20,7 @@ import sqlite3
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -44,12 +45,14 @@ class Table:
     def __init__(self, connection: sqlite3.Connection, path: str) -> None:
         self.path = path
         self._connection = connection
+        # The keys of a batch share their value, and so do their rows.
+        self._decode: Callable[[Any], Any] = lru_cache(1024)(partial(decode_value, path=path))
 
     def get(self, keys: Collection[str]) -> dict[str, Any]:
         """The values of those keys that are there."""
         with explained(self.path):
             rows = self._connection.execute(f'SELECT key, value FROM "unnamed" WHERE {_IN}', _listed(keys))
-            return {key: decode_value(value, self.path) for key, value in rows}
+            return {key: self._decode(value) for key, value in rows}
 
     def put(self, entries: Iterable[tuple[str, Any]]) -> None:
         """Each takes the place of an entry with its key, and becomes the newest."""
@@ -71,7 +74,7 @@ class Table:
         """From the oldest to the newest."""
         with explained(self.path):
             for key, value in self._connection.execute('SELECT key, value FROM "unnamed" ORDER BY rowid'):
-                yield key, decode_value(value, self.path)
+                yield key, self._decode(value)
 
     def __len__(self) -> int:
         with explained(self.path):
@@ -117,16 +120,23 @@ class CacheFile:
             self._connection = connection
             try:
                 connection.execute("PRAGMA synchronous=FULL")
-                connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("BEGIN IMMEDIATE")
             except BaseException:
                 connection.close()
                 raise
         self.table = Table(connection, self.path)
 
+    def settle(self) -> None:
+        """Before the last entries are put: they go to the disk now, but for a few pages, so that a full one is found out
+        before the commit."""
+        with explained(self.path):
+            self._connection.execute("PRAGMA cache_size=10")
+
     def commit(self) -> None:
         with explained(self.path):
             self._connection.execute("COMMIT")
+        with suppress(sqlite3.Error):  # from now on; a new file, and one that sqlitedict had, is in the other mode
+            self._connection.execute("PRAGMA journal_mode=WAL")
 
     def close(self) -> None:
         """What was not committed is forgotten. Does nothing a second time."""
