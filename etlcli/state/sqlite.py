@@ -186,6 +186,8 @@ def _check_bytes(path: str) -> None:
         raise CannotCreateError(f"cannot open the cache {path}: {error.strerror}", where=path) from error
     if len(head) < 100 or not head.startswith(MAGIC):
         raise DataError(f"{path} is no cache of etl: it is no SQLite database", where=path, hint=_OTHER_FILE)
+    if os.path.exists(path + "-journal") or os.path.exists(path + "-wal"):
+        return  # a run is at work, or died: SQLite makes it good
     page, pages = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
     if status.st_size < (1 << 16 if page == 1 else page) * pages:
         raise DataError(f"the cache {path} is cut short", where=path, hint=_OTHER_FILE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -207,6 +208,23 @@ def test_killed_while_it_works(tmp_path: Path) -> None:
     assert len(file.table) == 1
     file.close()
     assert [item.name for item in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@pytest.mark.parametrize("call", [14, 17, 20])
+def test_killed_while_it_commits(call: int, etl: Run, tmp_path: Path) -> None:
+    """The file is half written then, and longer by its header than it is; SQLite's journal beside it mends that."""
+    (tmp_path / "in").write_bytes(LINES)
+    line = [BIN / "etl", "dedupe-cache", "--key", "id", "--cache", "c", "-o", "out", "in"]
+    fault = f"inject=pwrite64:signal=KILL:when={call}"
+    trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64", "-e", fault, *line]
+    done = subprocess.run(trace, cwd=tmp_path, env=environment(), capture_output=True, timeout=60)
+    if done.returncode != -signal.SIGKILL:
+        pytest.skip(f"not killed: {done.stderr.decode()}")
+    published = (tmp_path / "out").exists()
+    again = etl("dedupe-cache", "--key", "id", "--cache", "c", "in", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == LINES or (published and again.stdout == b"")
 
 
 @needs_root
