@@ -24,6 +24,11 @@ COMPONENTS: dict[str, Entry] = {
     "filter": Entry("stage", "etlcli.stages.filter:Filter", "Keep the records for which an expression is true"),
     "map": Entry("stage", "etlcli.stages.map:Map", "Set, drop, keep and rename fields"),
     "sort": Entry("stage", "etlcli.stages.sort:Sort", "Sort records by fields, in bounded memory"),
+    "dedupe-cache": Entry(
+        "stage",
+        "etlcli.stages.dedupe_cache:DedupeCache",
+        "Drop records whose key was seen before, also in earlier runs",
+    ),
     "retry-wrap": Entry("stage", "etlcli.stages.retry_wrap:RetryWrap", "Put records through an external command"),
     "write": Entry("sink", "etlcli.connectors.write:Write", "Write records to a file, all or nothing"),
 }
@@ -39,6 +44,7 @@ FORMATS: dict[str, str] = {
 
 COMMANDS: dict[str, Entry] = {
     "run": Entry("command", "etlcli.cli.run:command", "Run a recipe"),
+    "cache": Entry("command", "etlcli.cli.cache:command", "Look into a cache file, and prune it"),
     "replay": Entry("command", "etlcli.cli.replay:command", "Run quarantined records again"),
     "init": Entry("command", "etlcli.cli.init:command", "Write a sample recipe with real data"),
 }

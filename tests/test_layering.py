@@ -17,6 +17,7 @@ FLOORS = [
     "io",
     "formats",
     "schema",
+    "state",
     "stages",
     "connectors",
     "observe",
@@ -24,7 +25,14 @@ FLOORS = [
     "engine",
     "cli",
 ]
-BESIDE = {("core", "io"), ("stages", "connectors"), ("connectors", "stages"), ("schema", "formats")}
+BESIDE = {
+    ("core", "io"),
+    ("stages", "connectors"),
+    ("connectors", "stages"),
+    ("schema", "formats"),
+    ("state", "formats"),
+    ("state", "schema"),
+}
 HEAVY = {
     "click",
     "rich",
@@ -35,12 +43,17 @@ HEAVY = {
     "jsonschema",
     "tenacity",
     "stevedore",
+    "orjson",
+    "sqlitedict",
+    "xxhash",
 }
 ALLOWED_HEAVY = {
-    "cli": {"click"},
+    "core": {"xxhash"},
+    "cli": {"click", "orjson"},
     "formats": {"yaml"},
     "schema": {"jsonschema_rs"},
     "engine": {"tenacity"},
+    "state": {"orjson", "sqlitedict"},
 }
 
 modules = sorted(PACKAGE.rglob("*.py"))

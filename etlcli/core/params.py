@@ -38,6 +38,7 @@ class Option:
         "required",
         "singular",
         "takes",
+        "written",
     )
 
     def __init__(
@@ -54,6 +55,7 @@ class Option:
         repeats: bool = False,
         singular: str = "",
         takes: Callable[[str], bool] | None = None,
+        written: bool = False,
     ) -> None:
         """`singular`: what the flag is called where a value at a time is given and the recipe has a list. `takes`: which
         words of the command line are this option's, where it is positional beside the input files."""
@@ -69,6 +71,7 @@ class Option:
         self.repeats = repeats
         self.singular = singular
         self.takes = takes
+        self.written = written
 
     @property
     def flag(self) -> str:
@@ -140,8 +143,11 @@ def text(help: str, *, default: str | None = None, required: bool = False, metav
     return cast(str, Option("text", help, default=default, required=required, metavar=metavar, positional=positional))
 
 
-def path(help: str, *, required: bool = False, metavar: str = "FILE", positional: bool = False) -> str | None:
-    return cast("str | None", Option("path", help, required=required, metavar=metavar, positional=positional))
+def path(help: str, *, required: bool = False, metavar: str = "FILE", positional: bool = False,
+         written: bool = False) -> str | None:  # fmt: skip
+    """`written`: a file that a stage writes beside the run's output, and that must be no other file of the run."""
+    option = Option("path", help, required=required, metavar=metavar, positional=positional, written=written)
+    return cast("str | None", option)
 
 
 def paths(help: str, *, metavar: str = "FILE", positional: bool = True) -> tuple[str, ...]:

@@ -142,6 +142,9 @@ class Stage(Component):
         """The rest, at the end of input. The same state gives the same output."""
         return ()
 
+    def commit(self) -> None:
+        """The sink has published everything: make state that belongs to it durable. Not called in a run that fails."""
+
     def snapshot(self) -> State | None:
         """Small state, as JSON can say it; None for a stage that has none."""
         return None

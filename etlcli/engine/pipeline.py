@@ -46,6 +46,7 @@ class Pipeline:
 
     def run(self) -> None:
         """Raises an EtlError for whatever ended the run. Temporary files are gone by then, also after a signal."""
+        self._check_written()
         with ExitStack() as resources:
             if self._quarantines():
                 from etlcli.engine.quarantine import Quarantine
@@ -62,6 +63,9 @@ class Pipeline:
             if self._findings:
                 raise FindingsError(f"records with findings: {self._findings} of {self.ledger.received}")
             sink.component.commit()
+            # Only now: what a stage remembers of records that were never published would lose them in the next run.
+            for stage in [] if _reporting(stages) else stages:
+                stage.component.commit()
             self._log(
                 "info",
                 "run_finished",
@@ -78,6 +82,7 @@ class Pipeline:
 
     def check(self) -> None:
         """Everything up to the first record: components are built, inputs opened, schemas compiled. Nothing is written."""
+        self._check_written()
         with ExitStack() as resources:
             self._quarantines()
             count = self.ledger.open(self.recipe.source.id)
@@ -168,6 +173,19 @@ class Pipeline:
                 hint="give it a file of its own, which no glob of the inputs matches",
             )
         return wanted
+
+    def _check_written(self) -> None:
+        """A file that a stage writes would replace the output, or be replaced by it."""
+        options = [(spec, option) for spec in self.recipe.steps for option in spec.params.options if option.written]
+        named = [(spec, option, path) for spec, option in options if (path := getattr(spec.params, option.name))]
+        paths = list(map(os.path.realpath, self._paths())) if named else []
+        for spec, option, path in named:
+            if paths.count(os.path.realpath(self._path(path))) > 1:
+                raise UsageError(
+                    f"{option.flag} {path} is also another file that the run reads or writes",
+                    where=f"step {spec.id}",
+                    hint="give it a file of its own",
+                )
 
     def _paths(self) -> Iterator[str]:
         """The files that the steps' options name."""

@@ -47,7 +47,8 @@ a record for each record, in order, unless --any-count says that it may drop or 
 code than 0, dies, is silent for longer than --timeout, or prints what is no record has failed for the whole batch: it is
 run again, --attempts times in all, each time after a wait (--backoff). If it fails still, --isolate halves the batch again
 and again until the records that it fails for stand alone; they, or without --isolate the whole batch, are rejected with
-code command_failed or timeout. On a timeout the command and every process it started are killed.
+code command_failed or timeout. Which records share a batch depends on how the input comes; with --isolate, which of them
+are rejected does not. On a timeout the command and every process it started are killed.
 
 --mode line starts the command once and expects a line of answer to each line: for commands that are slow to start, and that
 do not hold back their output (sed -u, jq --unbuffered, python -u). When answers are missing, or there are too many, the

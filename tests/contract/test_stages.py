@@ -21,7 +21,7 @@ from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
 from etlcli.errors import EtlError
 from etlcli.registry import COMPONENTS, load
-from etlcli.stages import sort
+from etlcli.stages import dedupe_cache, sort
 from etlcli.testing.contract import CHECKS, Trial
 
 CASES = Path(__file__).parent.parent / "cases"
@@ -52,9 +52,22 @@ SORTS: dict[str, tuple[dict[str, Any], list[bytes], int]] = {
     "merge": ({"by": "k", "merge": True}, ORDERED, 600),
     "merge-fails": ({"by": "-k", "merge": True}, ORDERED, 600),
 }
+DEDUPES: dict[str, tuple[dict[str, Any], list[bytes], int]] = {
+    "memory": ({"key": "k"}, MIXED, 1 << 20),
+    "spilled": ({"key": "k,s"}, MIXED, 600),
+    "whole-record": ({}, MIXED + MIXED[::2], 1),
+    "missing": ({"key": "k"}, [*MIXED[:9], b'{"s":1}', *MIXED[3:12], b'{"s":2}'], 1 << 20),
+    "last": ({"key": "s", "keep": "last"}, MIXED, 1 << 20),
+    "last-spilled": ({"key": "k", "keep": "last"}, MIXED, 600),
+    "last-every-record-a-run": ({"key": "k", "keep": "last"}, MIXED, 1),
+    "most-recent": ({"key": "k", "max_entries": 3}, MIXED, 1 << 20),
+    "most-recent-spilled": ({"key": "k", "max_entries": 5, "ttl": "1h"}, MIXED, 1),
+}
 
 
 def _trials() -> Iterator[Any]:
+    for name, (options, lines, memory) in DEDUPES.items():
+        yield pytest.param(Trial(dedupe_cache.DedupeCache, options, lines, memory), id=f"dedupe-cache-{name}")
     for name, (options, lines, memory) in SORTS.items():
         yield pytest.param(Trial(sort.Sort, options, lines, memory), id=f"sort-{name}")
     for folder in sorted(path.parent for stage in STAGES for path in CASES.glob(f"{stage}/*/cmd")):
@@ -101,6 +114,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sort, "_MIN_BLOCK", 64)
     monkeypatch.setattr(sort, "_MAX_FAN_IN", 3)
     monkeypatch.setattr(sort, "_OUT", 2)
+    monkeypatch.setattr(dedupe_cache, "_OUT", 2)
+    monkeypatch.setattr(dedupe_cache, "_BLOCK", 64)
 
 
 TRIALS = list(_trials())
