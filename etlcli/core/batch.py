@@ -207,6 +207,10 @@ class Batch:
         """The same records, each as its new line (one valid JSON object)."""
         return Batch(self.count, lines=lines, span=self._span, rows=self._rows)
 
+    def with_chunk(self, chunk: bytes) -> Batch:
+        """The same records as new lines, each with its newline."""
+        return Batch(self.count, chunk=chunk, span=self._span, rows=self._rows)
+
     def origin(self, index: int) -> Origin | None:
         """Where record `index` was read; None for a record that a step made or that was spilled in between."""
         if self._span is None:
