@@ -23,8 +23,8 @@ nor not x > 0 keeps a record without x. exists(x) and coalesce(x, 0) decide othe
 a number is compared rejects the record (bad_type), and so does a whole that is neither true, false nor null.
 
 Of strings: len lower upper strip split(s, ",") startswith endswith contains, and matches(s, r"^N\\d") with a regular
-expression that may match anywhere. Of numbers: abs round(x, digits) min max; integers are exact, all else are doubles, / gives
-a double, round goes to the even neighbour. Of any: int float str, and hash(a, b), 32 hex digits that are the same
+expression that may match anywhere. Of numbers: abs round(x, digits) min max; integers are exact, all else are doubles, /
+gives a double, round goes to the even neighbour. Of any: int float str, and hash(a, b), 32 hex digits that are the same
 everywhere.
 
 Times are seconds since 1970, so that they compare and subtract: date("2013-01-31T10:00:00Z") or date(x, "%d/%m/%Y") makes
