@@ -285,6 +285,10 @@ class Batch:
         """Whether both were taken from one batch, so that their rows can be compared."""
         return self._kin == other._kin
 
+    def with_chunk(self, chunk: bytes) -> Batch:
+        """The same records as new lines, each with its newline."""
+        return Batch(self.count, chunk=chunk, span=self._span, rows=self._rows)
+
     def origin(self, index: int) -> Origin | None:
         """Where record `index` was read; None for a record that a step made or that was spilled in between."""
         if self._span is None:

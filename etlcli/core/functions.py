@@ -339,6 +339,8 @@ def _str(value: Any) -> str:
 
 
 def _matching(pattern: Any) -> Operation:
+    """Searches anywhere in a text. The pattern is the recipe's, never the data's, and compiled at the start; one that
+    backtracks without end, such as (a+)+$, can hold a run up, until a signal ends it."""
     if not isinstance(pattern, str):
         raise ValueError("matches: the pattern is a string")
     try:

@@ -16,12 +16,20 @@ class Filter(Stage):
 
 Fields are named as they are (dep_delay, a.b.c, tags[0], field("odd name")), and the rest is spelled as in Python: == != <
 <= > >= (also chained), in, not in, and, or, not, + - * / // %, x if condition else y, "text", numbers, true, false, null,
-[lists]. Functions: len lower upper strip split startswith endswith contains matches abs round min max int float str hash
-exists coalesce now date iso year month day hour minute second weekday.
+[lists].
 
 A comparison with a field that is null or missing is unknown, and a record is kept only if the whole is true: neither x > 0
 nor not x > 0 keeps a record without x. exists(x) and coalesce(x, 0) decide otherwise. Types are never mixed: a string where
-a number is compared rejects the record (bad_type), and so does a whole that is neither true, false nor null."""
+a number is compared rejects the record (bad_type), and so does a whole that is neither true, false nor null.
+
+Of strings: len lower upper strip split(s, ",") startswith endswith contains, and matches(s, r"^N\\d") with a regular
+expression that may match anywhere. Of numbers: abs round(x, digits) min max; integers are exact, all else are doubles, /
+gives a double, round goes to the even neighbour. Of any: int float str, and hash(a, b), 32 hex digits that are the same
+everywhere.
+
+Times are seconds since 1970, so that they compare and subtract: date("2013-01-31T10:00:00Z") or date(x, "%d/%m/%Y") makes
+them, now() is the start of the run, iso(t) makes text of them. year month day hour minute second weekday (Monday is 1) take
+either. Everything is in UTC."""
     examples = (
         (
             'etl filter \'dep_delay > 60 and origin in ["JFK", "LGA"]\' flights.ndjson',

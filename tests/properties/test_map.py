@@ -29,6 +29,12 @@ values = st.one_of(
     st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, numbers)),
 )
 records = st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, values)), max_size=6)
+# Alike, so that many can be changed at once.
+alike = st.permutations(NAMES).flatmap(
+    lambda order: st.lists(
+        st.tuples(*(values for _ in order)).map(lambda row: dict(zip(order, row, strict=True))), min_size=2, max_size=4
+    )
+)
 spacing = st.sampled_from([(",", ":"), (", ", ": "), (" ,", " : ")])
 
 
@@ -126,7 +132,7 @@ assignments = st.lists(st.tuples(paths, paths, st.integers(0, 2)), max_size=3)
 
 @settings(max_examples=150, deadline=None)
 @given(
-    records=records, sets=assignments, drop=st.lists(paths, max_size=2), kept=st.lists(paths, max_size=3),
+    records=records | alike, sets=assignments, drop=st.lists(paths, max_size=2), kept=st.lists(paths, max_size=3),
     rename=st.none() | st.tuples(paths, st.sampled_from([*NAMES, "new"])), separators=spacing,
 )  # fmt: skip
 def test_as_a_plain_model_has_it(records: list[Record], sets: list[tuple[str, str, int]], drop: list[str], kept: list[str],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -12,6 +13,8 @@ import pytest
 
 from etlcli.core.batch import Batch
 from etlcli.core.expressions import MAX_DEPTH, MAX_NODES, MAX_SOURCE, Expression, check_condition
+from etlcli.core.functions import FUNCTIONS
+from etlcli.stages.filter import Filter
 
 RECORD = (
     '{"n": 5, "f": 2.5, "big": 123456789012345678901234567890, "huge": 1e400, "long": 0.30000000000000004, "zero": 0, "yes": true,'
@@ -283,3 +286,8 @@ def test_a_record_is_the_same_however_columns_mix() -> None:
 
 def test_the_record_of_these_tests_is_json() -> None:
     json.loads(RECORD)
+
+
+def test_the_help_names_every_function() -> None:
+    words = set(re.findall(r"\w+", Filter.help))
+    assert set(FUNCTIONS) | {"exists", "coalesce", "now", "field"} <= words

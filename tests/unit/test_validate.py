@@ -147,6 +147,29 @@ def test_the_schema_is_found_from_the_base_directory_or_by_its_full_path(stage: 
         Validate.Params()
 
 
+def test_p7_rules_alone_do_not_import_the_engine(tmp_path: Path) -> None:
+    code = (
+        "import sys; from contextlib import ExitStack; from etlcli.core.ledger import StepCount; from etlcli.core.stage import Context\n"
+        "from etlcli.stages.validate import Validate\n"
+        "Validate(Validate.Params(rules=['a > 1']), Context(StepCount('x'), resources=ExitStack(), log=print, reject=print))\n"
+        "print([name for name in sys.modules if name.startswith(('jsonschema', 'etlcli.schema'))])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout == "[]\n", run.stderr
+
+
+def test_many_broken_rules_are_explained_one_at_a_time(stage: Any) -> None:
+    validate = Validate(Validate.Params(rules=["id > 1", "exists(x)"]), stage().ctx)
+    rejects = validate.prepare(batch('{"id":1}', '{"id":2,"x":0}', '{"id":"a"}')).rejects
+    assert len(rejects) == 2 and rejects[1].code == "rule"
+    assert [error["message"] for error in rejects[0].errors] == [
+        "rule id > 1: id is number 1",
+        "rule exists(x): x is missing",
+    ]
+    assert {error["keyword"] for reject in rejects for error in reject.errors} == {"rule"}
+    assert pickle.loads(pickle.dumps(rejects)) == list(rejects)
+
+
 def test_p7_the_engine_is_imported_only_when_there_is_a_schema() -> None:
     code = "import sys, etlcli.stages.validate; print([m for m in sys.modules if m.startswith(('jsonschema', 'etlcli.schema'))])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
