@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _HELP = """Look into a cache file, and prune it.
 
+list FILE shows every key and when it was seen, with --json as NDJSON. get FILE KEY shows the entry of one key, or exits 1.
+export FILE writes all entries as NDJSON, with -o into a file. prune FILE forgets the entries seen longer ago than
+--older-than DUR, all but the --max-entries N used last, or --all, and says how many.
+
 A cache is what `etl dedupe-cache --cache` remembers from run to run. Its keys are JSON texts: 15, "N14228", or for several
 fields ["UA",1545]; a long one is there as a hash, xxh3:... Entries come in the order of their last use, the oldest first.
 The file is an SQLite database that `sqlitedict.SqliteDict(path, encode=orjson.dumps, decode=orjson.loads)` opens, too."""

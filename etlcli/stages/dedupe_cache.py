@@ -194,7 +194,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             self._cache = CacheFile(self._path, self._about)
             ctx.resources.callback(self._cache.close)
             table = self._cache.table
-        memory = ctx.memory // 2
+        memory = ctx.memory // 4 * 3
         if self.params.max_entries:
             return RecentStore(self.params.max_entries, memory, ctx.resources, table)
         return Store(memory, ctx.resources, table)

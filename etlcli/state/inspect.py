@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 import sqlitedict  # type: ignore[import-untyped]
@@ -21,6 +23,7 @@ from etlcli.state.sqlite import check_cache, explained, refused
 
 _PATIENCE = 30.0
 """Seconds for one page of answers."""
+_TICK = 0.05
 _PAGE = 5000
 _ITEMS = 'SELECT rowid, key, value FROM "unnamed" WHERE rowid > ? ORDER BY rowid LIMIT ?'
 
@@ -33,7 +36,7 @@ class Inspection:
         self.about = check_cache(path)
         logging.getLogger("sqlitedict").propagate = False
         logging.getLogger("sqlitedict").addHandler(logging.NullHandler())
-        with _limited(path), explained(path):
+        with explained(path), _limited(path):
             self._entries = sqlitedict.SqliteDict(
                 path, flag="r", journal_mode=_journal_mode(path), encode=orjson.dumps, decode=self._decode,
                 outer_stack=False,
@@ -41,14 +44,14 @@ class Inspection:
 
     def get(self, key: str) -> Any:
         """Raises KeyError."""
-        with _limited(self.path), explained(self.path):
+        with explained(self.path), _limited(self.path):
             return self._entries[key]
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """From the least recently used to the most."""
         last = -1 << 62
         while True:
-            with _limited(self.path), explained(self.path):
+            with explained(self.path), _limited(self.path):
                 rows = list(self._entries.conn.select(_ITEMS, (last, _PAGE)))
             for _, key, value in rows:
                 yield key, self._decode(value)
@@ -65,18 +68,27 @@ class Inspection:
 
 @contextmanager
 def _limited(path: str) -> Iterator[None]:
-    def give_up(signum: int, frame: FrameType | None) -> NoReturn:
-        raise InputOutputError(
-            f"{path} gave no answer in {_PATIENCE:g} seconds", where=path, hint="it may be damaged, or its disk slow"
-        )
+    """Asks every now and then whether sqlitedict's thread has died, and raises what it died of, or gives up in the end."""
+    deadline = monotonic() + _PATIENCE
+    deaths: list[BaseException | None] = []
 
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+    def look(signum: int, frame: FrameType | None) -> None:
+        if deaths and deaths[0]:
+            raise deaths[0]
+        if monotonic() > deadline:
+            raise InputOutputError(
+                f"{path} gave no answer in {_PATIENCE:g} seconds", where=path, hint="its disk may be slow, or gone"
+            )
+
+    hook, handler = threading.excepthook, signal.signal(signal.SIGALRM, look)
+    threading.excepthook = lambda args: deaths.append(args.exc_value)
+    signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
+        threading.excepthook = hook
 
 
 def _journal_mode(path: str) -> str:

@@ -43,7 +43,8 @@ class Store:
 
     def flush(self) -> None:
         """Everything into the table, in the order of the keys: much faster than as they came."""
-        self._write(sorted(self._newest.items()))
+        newest = self._newest
+        self._write((key, newest[key]) for key in sorted(newest))
 
     def _write(self, entries: Iterable[tuple[str, Any]]) -> None:
         if self._table is None:

@@ -127,6 +127,11 @@ def test_contract(trial: Trial, check: Any) -> None:
     check(trial)
 
 
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract_with_a_cache_file(check: Any, tmp_path: Path) -> None:
+    check(Trial(dedupe_cache.DedupeCache, {"key": "k", "cache": str(tmp_path / "c")}, MIXED, 600))
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_is_tried(name: str) -> None:
     assert len([trial for trial in TRIALS if str(trial.id).startswith(name)]) >= 3

@@ -268,11 +268,19 @@ def test_sqlitedict_and_etl_take_turns(etl: Run, tmp_path: Path) -> None:
     assert etl("dedupe-cache", "--key", "id", "--cache", path, stdin=LINES).stdout == b'{"id":7}\n'
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_silent_sqlitedict_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache(tmp_path / "c", ["1"])
     inspection = inspect.Inspection(str(tmp_path / "c"))
-    monkeypatch.setattr(inspect, "_PATIENCE", 0.05)
-    inspection._entries.conn.reqs.put(("--close--", None, None, None))  # its thread ends, as after a failed COMMIT
+    monkeypatch.setattr(inspect, "_PATIENCE", 0.1)
+    monkeypatch.setattr(inspection._entries.conn, "execute", lambda *question: None)
     with pytest.raises(InputOutputError, match="no answer"):
         inspection.get("1")
+
+
+def test_damage_that_ends_the_thread_of_sqlitedict(etl: Run, tmp_path: Path) -> None:
+    cache(tmp_path / "c", [str(number) for number in range(2000)])
+    hole(tmp_path / "c")
+    for command in (["list"], ["export"], ["get"], ["prune", "--older-than", "1d"]):
+        done = etl("cache", *command, tmp_path / "c", *(["1"] if command == ["get"] else []))
+        assert done.returncode == 65, done.stderr
+        assert b"is damaged" in done.stderr and b"Traceback" not in done.stderr

@@ -120,7 +120,7 @@ def run(
 cuts = st.lists(st.integers(0, 1000), max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(records(st.one_of(few, values)), cuts, st.sampled_from([[], ["k"], ["k", "s"], ["in.k"]]),
        st.sampled_from(["first", "last"]), st.sampled_from([MEMORY, 2000, 1]))  # fmt: skip
 @example([b'{"k":1}', b'{"k":1.0}', b'{"k":true}', b'{"k":"1"}'], [2], ["k"], "first", MEMORY)
@@ -143,7 +143,7 @@ def test_against_the_model(lines: list[bytes], cuts: list[int], fields: list[str
 runs = st.lists(st.tuples(st.lists(st.integers(0, 7), max_size=12), cuts, st.integers(0, 40)), min_size=1, max_size=5)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(runs, st.sampled_from([None, 5, 30]), st.sampled_from([None, 1, 2, 3, 5]), st.sampled_from([MEMORY, 1000, 1]))
 def test_over_several_runs(batches: Any, ttl: float | None, most: int | None, memory: int) -> None:
     remembered, now = Remembering(ttl, most), 1000.0

@@ -97,8 +97,16 @@ def test_what_cannot_be(arguments: list[str], code: int, message: str, etl: Run,
     assert not (cache.parent / "nowhere").exists()
 
 
-@pytest.mark.parametrize("value", [b"\x80\x05K\x01.", b"{", None])
-@pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["export"], ["get"]])
+@pytest.mark.parametrize(
+    ("value", "command"),
+    [
+        (b"\x80\x05K\x01.", ["list"]),
+        (b"\x80\x05K\x01.", ["export"]),
+        (b"\x80\x05K\x01.", ["get"]),
+        (b"{", ["list", "--json"]),
+        (None, ["get"]),
+    ],
+)
 def test_what_is_no_json_is_not_loaded(value: bytes | None, command: list[str], etl: Run, cache: Path) -> None:
     import sqlite3
 
