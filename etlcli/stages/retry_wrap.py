@@ -56,15 +56,18 @@ lines are put to it again as a batch with --isolate, so it may see a record more
 
 --stage NAME runs another etl command in the same way; what follows -- are its options."""
     examples = (
-        ("etl retry-wrap --attempts 5 --timeout 10s -- ./enrich.sh < flights.ndjson", "a script, five tries a batch"),
         (
-            "etl retry-wrap --size 100 --isolate --on-error skip -- ./enrich.sh < flights.ndjson",
-            "find the records that it cannot take, and go on without them",
+            "etl retry-wrap --attempts 5 --timeout 10s flights.ndjson -- sed s/EWR/JFK/",
+            "five tries for a batch, and no more than 10 s of silence",
         ),
-        ("etl retry-wrap --mode line -- sed -u s/EWR/JFK/ < flights.ndjson", "one process for all records"),
         (
-            "etl retry-wrap --stage validate --timeout 5s -- --schema flight.schema.json < flights.ndjson",
-            "another stage",
+            "etl retry-wrap --size 500 --isolate --on-error skip flights.ndjson -- sed s/EWR/JFK/",
+            "find the records that the command cannot take, and go on without them",
+        ),
+        ("etl retry-wrap --mode line flights.ndjson -- sed -u s/EWR/JFK/", "one process for all records"),
+        (
+            "etl retry-wrap --stage sort --timeout 5s --size 100 flights.ndjson -- --by carrier",
+            "another command of etl: each hundred records sorted",
         ),
     )
 
