@@ -25,8 +25,8 @@ Object = dict[str, Any]
 Change = Callable[[Object], Object | None]
 open_lines: Callable[[bytes], list[Object]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode_lines
 encode_lines: Callable[[Iterable[Any]], bytes] = msgspec.json.Encoder(decimal_format="number").encode_lines
-_SAMPLE = 4096
-"""Bytes, and to the end of the line, by which records are judged before all of them are."""
+_PART = 64 << 10
+"""Bytes that are opened at a time, so that the objects stay in the processor's cache and their memory is used again."""
 
 
 class Unchangeable(Exception):
@@ -192,10 +192,19 @@ class Layout:
     def changed(self, chunk: bytes, values: Sequence[Sequence[bytes]]) -> bytes | None:
         """The records of `chunk` changed, the i-th field to set having `values[i]`. None if not all records are of this
         layout."""
-        sample = chunk[: chunk.find(b"\n", _SAMPLE) + 1]
-        records = None if self._records(sample) is None else self._records(chunk)
-        if records is None:
-            return None
+        found = []
+        start = done = 0
+        while start < len(chunk):
+            end = chunk.find(b"\n", start + _PART) + 1 or len(chunk)
+            records = self._records(chunk[start:end])
+            if records is None:
+                return None
+            self._change(records, [column[done : done + len(records)] for column in values])
+            found.append(encode_lines(records))
+            start, done = end, done + len(records)
+        return b"".join(found)
+
+    def _change(self, records: list[Any], values: Sequence[Sequence[bytes]]) -> None:
         for (attribute, _), column in zip(self._sets, values, strict=True):
             _set(records, attribute, map(msgspec.Raw, column))
         for attribute in self._drops:
@@ -203,7 +212,6 @@ class Layout:
         for old, new in self._renames:
             _set(records, new, map(attrgetter(old), records))
             _set(records, old, repeat(MISSING))
-        return encode_lines(records)
 
     def _records(self, chunk: bytes) -> list[Any] | None:
         try:

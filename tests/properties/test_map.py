@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from etlcli.core import reshape
 from etlcli.core.batch import Batch
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context, Prepared
@@ -165,6 +167,8 @@ def test_as_a_plain_model_has_it(records: list[Record], sets: list[tuple[str, st
     if not sets and not (kept and len(options) == 1):
         assert unchanged <= set(out)
 
+    with mock.patch.object(reshape, "_PART", 10):  # a record or two at a time
+        assert lines_of([stage(options).prepare(Batch.of_lines(lines))]) == out
     alone = [stage(options).prepare(Batch.of_lines([line])) for line in lines]
     assert lines_of(alone) == out
     assert [reject for part in alone for reject in part.rejects] == list(prepared.rejects)
