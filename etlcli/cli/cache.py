@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from time import time
@@ -44,32 +45,27 @@ _PARTS = 10_000
 
 
 def show(file: str, as_json: bool) -> None:
-    cache = _opened(file)
-    if as_json:
-        _write(Stdout(), _json_lines(cache))
-        return
-    fields = ",".join(cache.about.get("key", ())) or "the whole record"
-    _write(Stdout(), _table(cache, safe(fields)))
+    with _opened(file) as cache:
+        fields = ",".join(cache.about.get("key", ())) or "the whole record"
+        _write(Stdout(), _json_lines(cache) if as_json else _table(cache, safe(fields)))
 
 
 def get(file: str, key: str) -> None:
     """As the cache has it, or a string that was given without its quotes."""
     import orjson
 
-    cache = _opened(file)
-    for spelling in (key, orjson.dumps(key).decode(), _compact(key)):
-        try:
-            value = cache.get(spelling)
-        except KeyError:
-            continue
-        sys.stdout.write(safe_json(orjson.dumps(value).decode()) + "\n")
-        return
+    with _opened(file) as cache:
+        for spelling in (key, orjson.dumps(key).decode(), _compact(key)):
+            with suppress(KeyError):
+                value = cache.get(spelling)
+                sys.stdout.write(safe_json(orjson.dumps(value).decode()) + "\n")
+                return
     raise FindingsError(f"{file} has no entry for {key}")
 
 
 def export(file: str, output: str | None) -> None:
-    cache = _opened(file)
-    _write(Stdout() if output in (None, STDIN) else open_output(str(output)), _json_lines(cache))
+    with _opened(file) as cache:
+        _write(Stdout() if output in (None, STDIN) else open_output(str(output)), _json_lines(cache))
 
 
 def prune(file: str, older_than: str | None, max_entries: int | None, everything: bool) -> None:

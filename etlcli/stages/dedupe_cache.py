@@ -48,7 +48,7 @@ the same as.
 --cache keeps the keys in a file, for the next run. They are written when this run's output is complete and published, so
 a run that fails has seen nothing. Runs that share the file take turns: one that waits five seconds gives up (exit 75). With
 --ttl a key is forgotten that long after the record that passed; later duplicates do not extend it. With --max-entries only
-so many keys are kept, and the one whose last use is longest ago goes first.
+so many keys are kept, and the one whose last use is longest ago goes first; runs without the option do not count as use.
 
 --keep last lets the last record of each key pass instead, at the end of the input, in the order of those records. It works
 on one run's input, so it goes with no cache.

@@ -6,7 +6,9 @@ question has a time limit here. It is asked in pages, since it holds all of an a
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -38,9 +40,19 @@ class Inspection:
         logging.getLogger("sqlitedict").addHandler(logging.NullHandler())
         with explained(path), _limited(path):
             self._entries = sqlitedict.SqliteDict(
-                path, flag="r", journal_mode=_journal_mode(path), encode=orjson.dumps, decode=self._decode,
+                os.path.abspath(path), flag="r", journal_mode=_journal_mode(path), encode=orjson.dumps, decode=self._decode,
                 outer_stack=False,
             )  # fmt: skip
+        gc.collect()  # it forgets a connection, which would keep SQLite from tidying up when the last one is closed
+
+    def __enter__(self) -> Inspection:
+        return self
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        """What went wrong may be that sqlitedict does not answer, so then it is not asked to close."""
+        if kind is None:
+            with explained(self.path), _limited(self.path):
+                self._entries.close()
 
     def get(self, key: str) -> Any:
         """Raises KeyError."""

@@ -111,13 +111,12 @@ class CacheFile:
     """
 
     def __init__(self, path: str, about: dict[str, Any] | None) -> None:
-        self.path = os.path.abspath(path)
+        self.path = path
         if about is not None and not os.path.lexists(self.path):
             _create(self.path, about)
         check_cache(self.path, about)
         with explained(self.path):
-            connection = sqlite3.connect(self.path, timeout=LOCK_SECONDS, isolation_level=None)
-            self._connection = connection
+            self._connection = connection = _connect(path)
             try:
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("BEGIN IMMEDIATE")
@@ -147,7 +146,7 @@ def check_cache(path: str, about: dict[str, Any] | None = None) -> dict[str, Any
     """What the keys of a cache file are of, if it is one that can be used; raises as CacheFile does. Changes nothing."""
     _check_bytes(path)
     with explained(path):
-        connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
+        connection = _connect(path)
         try:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not {"etl_cache", "unnamed"} <= tables:
@@ -169,6 +168,11 @@ def check_cache(path: str, about: dict[str, Any] | None = None) -> dict[str, Any
             hint=_OTHER_FILE,
         )
     return made_for
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    """To the file of that name, whatever the name means to SQLite (:memory:)."""
+    return sqlite3.connect(os.path.abspath(path), timeout=LOCK_SECONDS, isolation_level=None)
 
 
 _OTHER_FILE = "it was left as it is; name another file for the cache, or move this one away"
@@ -202,15 +206,16 @@ def _create(path: str, about: dict[str, Any]) -> None:
     connection.executemany("INSERT INTO etl_cache VALUES (?, ?)", facts.items())
     content = connection.serialize()
     connection.close()
-    file = AtomicFile(path, exclusive=True)
     try:
-        file.write(content)
-        file.commit()
+        file = AtomicFile(path, exclusive=True)
+        try:
+            file.write(content)
+            file.commit()
+        finally:
+            file.abort()
     except CannotCreateError:
         if not os.path.exists(path):  # otherwise another run has just made it
             raise
-    finally:
-        file.abort()
 
 
 def decode_value(value: bytes | str | None, path: str) -> Any:

@@ -94,6 +94,13 @@ def test_bad_cache_is_refused_and_left_as_it_is(how: str, etl: Run, tmp_path: Pa
     assert sorted(item.name for item in tmp_path.iterdir()) == ["seen.db"]
 
 
+def test_a_name_that_means_something_to_sqlite(etl: Run, tmp_path: Path) -> None:
+    for expected in (LINES, b""):
+        assert etl("dedupe-cache", "--key", "id", "--cache", ":memory:", stdin=LINES, cwd=tmp_path).stdout == expected
+    assert len(etl("cache", "export", ":memory:", cwd=tmp_path).stdout.splitlines()) == 500
+    assert [path.name for path in tmp_path.iterdir()] == [":memory:"]
+
+
 def test_several_runs_at_once_take_turns(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(LINES)
     command = [BIN / "etl", "dedupe-cache", "--key", "id", "--cache", "c", "in"]
