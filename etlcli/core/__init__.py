@@ -10,7 +10,7 @@ process and later in many: `prepare` is pure and may run anywhere, `apply` is or
     edit.py      changing some fields of a record, leaving the bytes of the others alone
     ordering.py  order-preserving keys for any JSON values
     params.py    one declaration per option
-    stage.py     Source, Stage, Sink, Context
+    stage.py     Source, Stage, Sink, Context, Timed
     policy.py    what happens to a rejected record
     ledger.py    the counts behind "nothing is lost silently"
 """

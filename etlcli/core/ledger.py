@@ -1,8 +1,9 @@
 """The counts behind "nothing is lost silently".
 
-Every step balances: in = out + discarded + rejected + absorbed. What one step puts out, the next takes in. The engine
-counts records in and out where they pass; a stage says what it dropped on purpose and why; the policy says what was
-rejected. So a record that a bug loses shows as an imbalance, and the run fails.
+Every step balances: in + made = out + discarded + rejected + absorbed. What one step puts out, the next takes in. The
+engine counts records in and out where they pass; a stage says what it dropped on purpose and why, which records live on
+in others and how many of those it made; the policy says what was rejected. So a record that a bug loses shows as an
+imbalance, and the run fails.
 """
 
 from __future__ import annotations
@@ -14,26 +15,31 @@ from etlcli.errors import LedgerError
 
 
 class StepCount:
-    """One step's counts, in records. `absorbed` are records that live on inside others (a batch, a group)."""
+    """One step's counts, in records. `absorbed` are records that live on in others (a batch, a group, the records that
+    a batch held), `made` are those others."""
 
-    __slots__ = ("absorbed", "discarded", "received", "rejected", "sent", "step")
+    __slots__ = ("absorbed", "discarded", "made", "received", "rejected", "sent", "step")
 
     def __init__(self, step: str) -> None:
         self.step = step
         self.received = 0
         self.sent = 0
+        self.made = 0
         self.discarded: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.absorbed: Counter[str] = Counter()
 
     def missing(self) -> int:
         """Records that came in and are accounted for nowhere (negative: came from nowhere). 0 in a right program."""
-        return self.received - self.sent - self.discarded.total() - self.rejected.total() - self.absorbed.total()
+        left = self.sent + self.discarded.total() + self.rejected.total() + self.absorbed.total()
+        return self.received + self.made - left
 
     def as_dict(self) -> dict[str, Any]:
+        """As `--stats` prints it; `made` only for a step that made records."""
         return {
             "step": self.step,
             "in": self.received,
+            **({"made": self.made} if self.made else {}),
             "out": self.sent,
             "discarded": dict(self.discarded),
             "rejected": dict(self.rejected),

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar, NamedTuple
+from time import monotonic
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
@@ -53,6 +54,8 @@ class Context:
         memory: int = DEFAULT_MEMORY,
         base_dir: str = "",
         reads: tuple[Path, ...] = (),
+        clock: Callable[[], float] = monotonic,
+        due: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.count = count
         self.step = count.step
@@ -63,11 +66,21 @@ class Context:
         self.base_dir = base_dir
         self.reads = reads
         """Fields the steps after a source want decoded (a source only)."""
+        self.clock = clock
+        """Seconds, from no particular start and never back."""
+        self.due = due
+        """Seconds until a step after a source wants to be ticked, None while none does (a source only)."""
 
     def discard(self, reason: str, count: int) -> None:
         """`count` records were dropped on purpose."""
         if count:
             self.count.discarded[reason] += count
+
+    def absorb(self, reason: str, count: int, into: int) -> None:
+        """`count` records live on in `into` others that the step made of them and puts out."""
+        if count:
+            self.count.absorbed[reason] += count
+        self.count.made += into
 
 
 class Component:
@@ -89,7 +102,8 @@ class Source(Component):
 
     def batches(self) -> Iterator[Batch]:
         """Batches of good records, in order. Rejects and blank lines go through `ctx`; `ctx.count.received` counts
-        every line or item read, whatever becomes of it."""
+        every line or item read, whatever becomes of it. A source that waits for input should wait no longer than
+        `ctx.due()` says, and then yield an empty batch."""
         raise NotImplementedError
 
 
@@ -124,6 +138,17 @@ class Stage(Component):
     def snapshot(self) -> State | None:
         """Small state, as JSON can say it; None for a stage that has none."""
         return None
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A stage for which time passes while no record comes."""
+
+    def due(self) -> float | None:
+        """Seconds until `tick` has something to do; None while nothing waits for time to pass."""
+
+    def tick(self) -> Iterable[Batch]:
+        """What is due by now. Called now and then, in between batches."""
 
 
 class Sink(Component):

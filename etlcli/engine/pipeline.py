@@ -3,12 +3,15 @@
 Batches are pulled: the sink asks the last step, that one the step before it, and the source reads a chunk only when
 asked, so that at any time there is one chunk in flight and a slow sink slows the reading. Counting, policy and
 clean-up are done here and nowhere else.
+
+An empty batch is a tick: it says that time has passed, and goes through all steps. A source that has nothing to give
+yields one when a `Timed` stage is due, and a stage that puts nothing out passes one on.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from glob import glob
@@ -18,7 +21,7 @@ from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Policy
-from etlcli.core.stage import Context, Sink, Source, Stage
+from etlcli.core.stage import Context, Sink, Source, Stage, Timed
 from etlcli.errors import FindingsError, UsageError
 from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import find
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 Log = Callable[..., None]
 _Step = tuple[Stage, StepCount, Policy]
+_TICK = Batch.of_lines([])
 
 
 class Pipeline:
@@ -51,8 +55,9 @@ class Pipeline:
                 self._quarantine = resources.enter_context(Quarantine(self.recipe, self.run_id))
             batches, sink, sink_count = self._build(resources)
             for batch in batches:
-                sink_count.received += len(batch)
-                sink_count.sent += sink.write(batch)
+                if batch.count:
+                    sink_count.received += len(batch)
+                    sink_count.sent += sink.write(batch)
             self.recipe.budget.check(self.ledger, finished=True)
             self.ledger.check()
             if self._findings:
@@ -97,7 +102,8 @@ class Pipeline:
         reporting = spec.then == "fail" and any(stage.reports for stage, _, _ in stages)
         policy = self._policy("report" if reporting else spec.then)
         reads = _shared_reads([stage for stage, _, _ in stages])
-        source: Source = self._component("source", spec, self._context(count, policy, resources, reads=reads))
+        due = partial(_soonest, [stage for stage, _, _ in stages if isinstance(stage, Timed)])
+        source: Source = self._component("source", spec, self._context(count, policy, resources, reads=reads, due=due))
         return source
 
     def _stages(self, resources: ExitStack) -> list[_Step]:
@@ -213,18 +219,32 @@ def _counted(batches: Iterator[Batch], count: StepCount) -> Iterator[Batch]:
 
 def _through(stage: Stage, count: StepCount, policy: Policy, upstream: Iterator[Batch]) -> Iterator[Batch]:
     for batch in upstream:
-        count.received += len(batch)
-        prepared = stage.prepare(batch)
-        policy.reject(count, prepared.rejects)
-        count.discarded.update(prepared.discards or {})
-        for out in stage.apply(prepared):
-            if out.count:
-                count.sent += out.count
-                yield out
-    for out in stage.finish():
-        if out.count:
-            count.sent += out.count
-            yield out
+        sent = count.sent
+        yield from _sent(_outputs(stage, count, policy, batch), count)
+        if count.sent == sent:
+            yield _TICK
+    yield from _sent(stage.finish(), count)
+
+
+def _outputs(stage: Stage, count: StepCount, policy: Policy, batch: Batch) -> Iterable[Batch]:
+    if not batch.count:
+        return stage.tick() if isinstance(stage, Timed) else ()
+    count.received += len(batch)
+    prepared = stage.prepare(batch)
+    policy.reject(count, prepared.rejects)
+    count.discarded.update(prepared.discards or {})
+    return stage.apply(prepared)
+
+
+def _sent(batches: Iterable[Batch], count: StepCount) -> Iterator[Batch]:
+    for batch in batches:
+        if batch.count:
+            count.sent += batch.count
+            yield batch
+
+
+def _soonest(stages: Sequence[Timed]) -> float | None:
+    return min((due for stage in stages if (due := stage.due()) is not None), default=None)
 
 
 def _shared_reads(stages: Sequence[Stage]) -> tuple[Path, ...]:
