@@ -22,6 +22,9 @@ COMPONENTS: dict[str, Entry] = {
     "read": Entry("source", "etlcli.connectors.read:Read", "Read files, globs or stdin as records"),
     "validate": Entry("stage", "etlcli.stages.validate:Validate", "Check records against a JSON Schema"),
     "sort": Entry("stage", "etlcli.stages.sort:Sort", "Sort records by fields, in bounded memory"),
+    "group": Entry("stage", "etlcli.stages.group:Group", "Aggregate or collect records by fields, in bounded memory"),
+    "batch": Entry("stage", "etlcli.stages.batch:Batcher", "Put runs of records into one record each"),
+    "unbatch": Entry("stage", "etlcli.stages.unbatch:Unbatch", "Put out the records that batches hold"),
     "write": Entry("sink", "etlcli.connectors.write:Write", "Write records to a file, all or nothing"),
 }
 """Sources, stages and sinks, in the order a pipeline uses them."""
