@@ -47,7 +47,7 @@ def add(one: Exact, other: Exact) -> Exact:
 
 def total(numbers: Sequence[Number], *, integers: bool = False) -> Exact:
     """The sum. `integers`: whether they are known to be all integers."""
-    kinds = {int} if integers else set(map(type, numbers))
+    kinds: set[type] = {int} if integers else set(map(type, numbers))
     if kinds == {int}:
         return sum(cast("Sequence[int]", numbers))
     found = _scaled(numbers, kinds)
@@ -55,14 +55,17 @@ def total(numbers: Sequence[Number], *, integers: bool = False) -> Exact:
         scaled, places = found
         return Decimal(sum(scaled)).scaleb(-places, _EXACT)
     with localcontext(_EXACT):
-        return sum(map(Decimal, map(repr, numbers)) if kinds == {float} else map(exact, numbers))
+        if kinds == {float}:
+            return sum(map(Decimal, map(repr, numbers)))
+        return sum(map(exact, numbers))
 
 
 def squares(numbers: Sequence[Number], *, integers: bool = False) -> Exact:
     """The sum of the squares."""
-    kinds = {int} if integers else set(map(type, numbers))
+    kinds: set[type] = {int} if integers else set(map(type, numbers))
     if kinds == {int}:
-        return sum(map(mul, cast("Sequence[int]", numbers), cast("Sequence[int]", numbers)))
+        integral = cast("Sequence[int]", numbers)
+        return sum(map(mul, integral, integral))
     found = _scaled(numbers, kinds)
     if found:
         scaled, places = found

@@ -3,8 +3,8 @@
 All runs of a stage lie one after another in one file that has no name: it cannot be left behind, whatever ends the
 process, and it costs one descriptor however many runs there are. A run is immutable once it is written.
 
-`LineSorter` puts lines into the order of their bytes, however many there are. Its merge goes block by block: all lines up to
-the smallest last line among the loaded blocks are there, so that they can be sorted together, by one call into C.
+`LineSorter` puts lines into the order of their bytes, however many there are. Its merge goes block by block: all lines up
+to the smallest last line among the loaded blocks are there, so that they can be sorted together, by one call into C.
 """
 
 from __future__ import annotations

@@ -8,40 +8,34 @@ to a group comes together, and puts the groups back into first-seen order by a s
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, compress, groupby
-from operator import attrgetter, itemgetter, ne
-from typing import Any, NamedTuple
+from itertools import chain, groupby
+from operator import itemgetter
+from typing import Any
 
 import msgspec
 
 from etlcli.core import params
-from etlcli.core.aggregates import NUMBERS, Call, parse_call
+from etlcli.core.aggregates import NUMBERS, parse_call
 from etlcli.core.batch import Batch
-from etlcli.core.edit import encode, open_object, raw_at
 from etlcli.core.exact import is_countable
-from etlcli.core.fields import MISSING, Path, parse_path, pointer, projected_struct
+from etlcli.core.fields import MISSING, Path, parse_path, pointer
+from etlcli.core.groups import ROW_OVERHEAD, STATE_OVERHEAD, Heads, Part, Table, groups_of, nested, open_array, runs_of
 from etlcli.core.intake import too_deep_inside
 from etlcli.core.ordering import KeyMaker
 from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import FindingsError
 from etlcli.io.spill import LineSorter, SpillFile, spill_directory
 
-# Bytes of memory beside what is counted (CPython, 64 bit): headers of bytes objects, places in lists and in the table.
-_ROW_OVERHEAD = 280
-_STATE_OVERHEAD = 100
 _LINE_OVERHEAD = 48
 _REMEMBERED = 4 << 20
+"""Bytes of keys, with what it takes to keep them."""
 _OUT = 4096
 _PARCEL = 1 << 20
 _ABSENT = {type(None), type(MISSING)}
 _HARMLESS = {int, float, *_ABSENT}
 _RECORDS = ("records",)
-_open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_Deal = Callable[[list[Any], bool], list[list[Any]]]
-"""A column -> the values of each group, in order; if it has gaps, without null and missing."""
-_Dealt = tuple[list[int], list[bytes], list[int], _Deal]
 
 
 class Group(Stage):
@@ -54,8 +48,8 @@ of them pass over null and missing values; of none at all counts are 0, a list i
 max go by the order of `etl sort`. A record with anything but a number where a number is needed is rejected and takes part
 in no aggregate.
 
-Numbers count as what is spelled, and are added up exactly: 0.1 + 0.2 is 0.3, and integers may have any size. mean, stddev and
-percentiles are rounded once, at the end. So results do not depend on the order of the records.
+Numbers count as what is spelled, and are added up exactly: 0.1 + 0.2 is 0.3, and integers may have any size. mean, stddev
+and percentiles are rounded once, at the end. So results do not depend on the order of the records.
 
 --emit list puts out a record for each group with its records in `records`; --emit stream the records themselves, one group
 after another. Groups come in the order in which their first records came. Values are equal as in `etl sort`: 1 is 1.0, and
@@ -107,10 +101,10 @@ first 40,000 keys or so are remembered."""
         self._calls = [parse_call(text) for text in params.agg]
         self._names = [*self._by, *(call.name for call in self._calls)]
         self._numeric = dict.fromkeys(call.field for call in self._calls if call.field and call.aggregate.numeric)
-        self._heads = _Heads(self._by)
+        self._heads = Heads(self._by)
         self._key_maker = KeyMaker([False] * len(self._by))
         self._neighbours = _Neighbours() if params.assume_sorted else None
-        self._table = _Table(self._calls)
+        self._table = Table(self._calls)
         self._rows: dict[bytes, int] = {}
         self._lines: defaultdict[bytes, list[bytes]] = defaultdict(list)
         self._size = 0
@@ -152,20 +146,20 @@ first 40,000 keys or so are remembered."""
         if self.params.emit != "summary":
             return self._put_out(self._lines.values())
         if not self._by and not self._table.keys:
-            self._table.append(_Part([b""], [b"[]"], [0], [[None] for _ in self._calls]))
+            self._table.append(Part([b""], [b"[]"], [0], [[None] for _ in self._calls]))
         return self._summary(self._table.take(len(self._table.keys)))
 
     def snapshot(self) -> State | None:
         """The rows of a summary, while they are in memory. Records, and runs on disk, are nothing small."""
         if self.params.emit != "summary" or self._sorter:
             return None
-        rows = [self._dump(self._table, row).decode() for row in range(len(self._table.keys))]
+        rows = [line.decode() for line in self._table.rows.dump(self._calls, range(len(self._table.keys)))]
         return {"rows": rows, "closed": self._neighbours and self._neighbours.snapshot()}
 
     def _resume(self, state: State) -> None:
         if self._neighbours:
             self._neighbours.resume(state["closed"])
-        part = self._load([row.encode() for row in state["rows"]])
+        part = Part.load([row.encode() for row in state["rows"]], self._calls)
         self._rows = {key: row for row, key in enumerate(part.keys)}
         self._table.append(part)
         self._size = self._table.size()
@@ -187,9 +181,9 @@ first 40,000 keys or so are remembered."""
                     unfit.setdefault(index, ("bad_type", []))[1].append(error)
         return unfit
 
-    def _part(self, batch: Batch, keys: list[bytes]) -> _Part:
+    def _part(self, batch: Batch, keys: list[bytes]) -> Part:
         """A row for each group of the batch; with --assume-sorted for each run of equal keys."""
-        firsts, groups, counts, deal = _runs(keys) if self._neighbours else _groups(keys)
+        firsts, groups, counts, deal = runs_of(keys) if self._neighbours else groups_of(keys)
         fields = {call.field for call in self._calls if call.field}
         piles: dict[Path, tuple[list[list[Any]], set[type]]] = {}
         for path, column in zip(fields, batch.columns(tuple(fields)), strict=True):
@@ -203,11 +197,11 @@ first 40,000 keys or so are remembered."""
                 dealt, kinds = piles[call.field]
                 state = call.aggregate.state
                 states.append([state(pile, kinds) if pile else None for pile in dealt])
-        return _Part(groups, self._heads.of(batch.take(firsts)), counts, states)
+        return Part(groups, self._heads.of(batch.take(firsts)), counts, states)
 
     # -- summaries ----------------------------------------------------------------------------------------------------
 
-    def _merge(self, part: _Part) -> None:
+    def _merge(self, part: Part) -> None:
         rows, before = self._rows, len(self._rows)
         self._table.merge(part, [rows.setdefault(key, len(rows)) for key in part.keys])
         self._size += part.size(self._calls) * (len(rows) - before) // max(1, len(part.keys)) + part.growth(self._calls)
@@ -217,7 +211,7 @@ first 40,000 keys or so are remembered."""
             if self._size > self._limit // 4 * 3:
                 self._spill_all()
 
-    def _merge_sorted(self, part: _Part) -> Iterator[Batch]:
+    def _merge_sorted(self, part: Part) -> Iterator[Batch]:
         assert self._neighbours
         admitted = self._neighbours.admit(part.keys)
         self._table.append(part.first(admitted))
@@ -226,44 +220,14 @@ first 40,000 keys or so are remembered."""
             raise self._comes_back(part.heads[admitted])
         yield from self._summary(self._table.take(len(self._table.keys) - 1))
 
-    def _summary(self, rows: _Part) -> Iterator[Batch]:
+    def _summary(self, rows: Part) -> Iterator[Batch]:
         for start in range(0, len(rows.keys), _OUT):
             yield Batch.of_lines(self._finished(rows, range(start, min(start + _OUT, len(rows.keys)))))
 
-    def _finished(self, rows: _Part, which: range) -> list[bytes]:
+    def _finished(self, rows: Part, which: range) -> list[bytes]:
         """The records that go out for some rows."""
         self.ctx.absorb("grouped", sum(rows.counts[which.start : which.stop]), into=len(which))
-        lines = []
-        for row in which:
-            results = [
-                call.aggregate.nothing if states[row] is None else call.aggregate.result(states[row])
-                for call, states in zip(self._calls, rows.states, strict=True)
-            ]
-            lines.append(_record(self._names, [*_open_array(rows.heads[row]), *results]))
-        return lines
-
-    def _dump(self, rows: _Part, row: int) -> bytes:
-        """A row as a line: key, and what `_load` needs as JSON."""
-        states = [
-            b"null" if states[row] is None else call.aggregate.dump(states[row])
-            for call, states in zip(self._calls, rows.states, strict=True)
-        ]
-        return b"%b\t[%b]" % (
-            rows.keys[row].hex().encode(),
-            b",".join([rows.heads[row], b"%d" % rows.counts[row], *states]),
-        )
-
-    def _load(self, lines: list[bytes]) -> _Part:
-        part = _Part([], [], [], [[] for _ in self._calls])
-        for line in lines:
-            key, _, text = line.partition(b"\t")
-            head, count, *states = map(bytes, _open_array(text))
-            part.keys.append(bytes.fromhex(key.decode()))
-            part.heads.append(head)
-            part.counts.append(int(count))
-            for call, column, state in zip(self._calls, part.states, states, strict=True):
-                column.append(None if state == b"null" else call.aggregate.load(state))
-        return part
+        return rows.records(self._names, self._calls, which)
 
     # -- records ------------------------------------------------------------------------------------------------------
 
@@ -271,14 +235,14 @@ first 40,000 keys or so are remembered."""
         before = len(self._lines)
         deque(map(list.append, map(self._lines.__getitem__, keys), lines), 0)
         self._size += sum(map(len, lines)) + _LINE_OVERHEAD * len(lines)
-        self._size += (len(self._lines) - before) * (_ROW_OVERHEAD + sum(map(len, keys)) // max(1, len(keys)))
+        self._size += (len(self._lines) - before) * (ROW_OVERHEAD + sum(map(len, keys)) // max(1, len(keys)))
         if self._size > self._limit:
             self._spill_all()
 
     def _pass_on(self, keys: list[bytes], batch: Batch) -> Iterator[Batch]:
         """The records of groups that are together in the input; a list is put out when its group ends."""
         assert self._neighbours
-        starts, groups, counts, _ = _runs(keys)
+        starts, groups, counts, _ = runs_of(keys)
         admitted = self._neighbours.admit(groups)
         whole = sum(counts[:admitted])
         if self.params.emit == "stream":
@@ -306,7 +270,7 @@ first 40,000 keys or so are remembered."""
         self.ctx.absorb("grouped", sum(map(len, groups)), into=len(groups))
         heads = self._heads.of(Batch.of_lines([lines[0] for lines in groups]))
         return [
-            _record([*self._by, _RECORDS], [*_open_array(head), msgspec.Raw(b"[%b]" % b",".join(lines))])
+            nested([*self._by, _RECORDS], [*open_array(head), msgspec.Raw(b"[%b]" % b",".join(lines))])
             for head, lines in zip(heads, groups, strict=True)
         ]
 
@@ -321,20 +285,21 @@ first 40,000 keys or so are remembered."""
             self._sorter = LineSorter(self._spill, self.ctx.memory // 2)
             self.ctx.log("debug", "spilling", step=self.ctx.step, directory=directory)
         self._sorter.add_sorted(self._row_lines() if self.params.emit == "summary" else self._record_lines())
-        self._table, self._rows, self._size = _Table(self._calls), {}, 0
+        self._table, self._rows, self._size = Table(self._calls), {}, 0
         self._lines.clear()
 
     def _row_lines(self) -> Iterator[bytes]:
         """`key, ordinal, row`, in order. A group's ordinal is that of its first row."""
         keys = self._table.keys
-        for row in sorted(range(len(keys)), key=keys.__getitem__):
-            key, _, text = self._dump(self._table, row).partition(b"\t")
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        for row, line in zip(order, self._table.rows.dump(self._calls, order), strict=True):
+            key, _, text = line.partition(b"\t")
             yield b"%b\t%012x\t%b" % (key, self._ordinal + row, text)
         self._ordinal += len(keys)
 
     def _record_lines(self) -> Iterator[bytes]:
-        """`key, ordinal, record`, in order. Records are numbered group by group, which leaves both groups and the records of
-        each in the order they came in."""
+        """`key, ordinal, record`, in order. Records are numbered group by group: that leaves both the groups and the
+        records of each in the order they came in."""
         ordinals = {}
         for key, lines in self._lines.items():
             ordinals[key] = self._ordinal
@@ -361,12 +326,11 @@ first 40,000 keys or so are remembered."""
     def _whole_rows(self) -> Iterator[list[bytes]]:
         """`ordinal, nothing, record` for each group of the runs."""
         assert self._sorter
-        table = _Table(self._calls)
+        table = Table(self._calls)
         ordinals: list[bytes] = []
         for lines in chain(self._sorter.sorted(), ([],)):
             split = [line.split(b"\t", 2) for line in lines]
-            before = len(table.keys)
-            part = self._load([b"%b\t%b" % (key, text) for key, _, text in split])
+            part = Part.load([b"%b\t%b" % (key, text) for key, _, text in split], self._calls)
             rows = table.append(part)
             for (_, ordinal, _), row in zip(split, rows, strict=True):
                 if row == len(ordinals):
@@ -396,88 +360,6 @@ first 40,000 keys or so are remembered."""
         )
 
 
-class _Part(NamedTuple):
-    """Groups, a row each: key, by values as a JSON array (the first record's), number of records, and a column of states
-    for each aggregate."""
-
-    keys: list[bytes]
-    heads: list[bytes]
-    counts: list[int]
-    states: list[list[Any]]
-
-    def first(self, count: int) -> _Part:
-        return _Part(self.keys[:count], self.heads[:count], self.counts[:count], [each[:count] for each in self.states])
-
-    def size(self, calls: Sequence[Call]) -> int:
-        """Bytes of memory, nearly, what grows with the values aside."""
-        rows = len(self.keys) * (_ROW_OVERHEAD + _STATE_OVERHEAD * len(calls))
-        return rows + sum(map(len, self.keys)) + sum(map(len, self.heads))
-
-    def growth(self, calls: Sequence[Call]) -> int:
-        """Bytes of memory of what grows with the values."""
-        return sum(
-            call.aggregate.size(state)
-            for call, states in zip(calls, self.states, strict=True)
-            if call.aggregate.grows
-            for state in states
-            if state is not None
-        )
-
-
-class _Table:
-    """The rows so far. Parts are merged into it, which stay as they are."""
-
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self._calls = calls
-        self.rows = _Part([], [], [], [[] for _ in calls])
-
-    @property
-    def keys(self) -> list[bytes]:
-        return self.rows.keys
-
-    def append(self, part: _Part) -> list[int]:
-        """Merges a part whose equal keys are neighbours, and the first perhaps the table's last. Returns the rows' numbers."""
-        row = len(self.keys) - 1
-        last = self.keys[-1] if self.keys else None
-        numbers = []
-        for key in part.keys:
-            if key != last:
-                last = key
-                row += 1
-            numbers.append(row)
-        self.merge(part, numbers)
-        return numbers
-
-    def merge(self, part: _Part, numbers: Sequence[int]) -> None:
-        """Merges each row of the part into the row of that number, or appends it where the numbers go on."""
-        keys, heads, counts, columns = self.rows
-        for number, key, head, count in zip(numbers, part.keys, part.heads, part.counts, strict=True):
-            if number < len(keys):
-                counts[number] += count
-            else:
-                keys.append(key)
-                heads.append(head)
-                counts.append(count)
-        for call, column, states in zip(self._calls, columns, part.states, strict=True):
-            start, merge = call.aggregate.start, call.aggregate.merge
-            for number, state in zip(numbers, states, strict=True):
-                if number == len(column):
-                    column.append(None if state is None else start(state))
-                elif state is not None:
-                    own = column[number]
-                    column[number] = start(state) if own is None else merge(own, state)
-
-    def take(self, count: int) -> _Part:
-        """The first rows, which the table has no longer."""
-        taken = self.rows.first(count)
-        for column in (*self.rows[:3], *self.rows.states):
-            del column[:count]
-        return taken
-
-    def size(self) -> int:
-        return self.rows.size(self._calls) + self.rows.growth(self._calls)
-
-
 class _Neighbours:
     """Watches that groups which were together do not come back, as far as it remembers them."""
 
@@ -499,7 +381,7 @@ class _Neighbours:
     def _close(self) -> None:
         if self._last is not None and self._room > len(self._last):
             self._closed.add(self._last)
-            self._room -= len(self._last) + _STATE_OVERHEAD
+            self._room -= len(self._last) + STATE_OVERHEAD
 
     def snapshot(self) -> list[str]:
         return [key.hex() for key in (*self._closed, self._last) if key is not None]
@@ -509,92 +391,11 @@ class _Neighbours:
             self.admit([bytes.fromhex(key)])
 
 
-class _Heads:
-    """Takes the bytes of the by fields out of records, as a JSON array each; null for what is missing."""
-
-    def __init__(self, paths: tuple[Path, ...]) -> None:
-        self._paths = paths
-        self._tops = {path[0]: f"f{number}" for number, path in enumerate(paths)}
-        struct = projected_struct(self._tops, kind=msgspec.Raw | msgspec.UnsetType)
-        self._decode = struct and msgspec.json.Decoder(struct).decode_lines
-
-    def of(self, batch: Batch) -> list[bytes]:
-        if not self._paths or not batch.count:
-            return [b"[]"] * batch.count
-        raws = self._raws(batch)
-        columns = [
-            [_raw_of(raw, path[1:], value) for raw, value in zip(raws[path[0]], column, strict=True)]
-            for path, column in zip(self._paths, batch.columns(self._paths), strict=True)
-        ]
-        return [b"[%b]" % b",".join(row) for row in zip(*columns, strict=True)]
-
-    def _raws(self, batch: Batch) -> dict[str, list[Any]]:
-        """The members of the records that the paths begin with."""
-        if self._decode is None:  # a name that no struct takes
-            opened = list(map(open_object, batch.lines))
-            return {top: [members.get(top) for members in opened] for top in self._tops}
-        structs = self._decode(batch.chunk)
-        return {top: list(map(attrgetter(name), structs)) for top, name in self._tops.items()}
-
-
-def _raw_of(raw: Any, path: Path, value: Any) -> bytes:
-    if value is None or value is MISSING:
-        return b"null"
-    return raw_at(bytes(raw), path) if path else bytes(raw)
-
-
-def _runs(keys: list[bytes]) -> _Dealt:
-    """Runs of equal keys: where each starts, its key, its length, and what cuts a column alike."""
-    starts = [0, *compress(range(1, len(keys)), map(ne, keys, keys[1:]))] if keys else []
-    ends = [*starts[1:], len(keys)]
-
-    def deal(column: list[Any], gaps: bool) -> list[list[Any]]:
-        runs = [column[start:end] for start, end in zip(starts, ends, strict=False)]
-        return (
-            [[value for value in run if value is not None and value is not MISSING] for run in runs] if gaps else runs
-        )
-
-    return (
-        starts,
-        [keys[start] for start in starts],
-        [end - start for start, end in zip(starts, ends, strict=False)],
-        deal,
-    )
-
-
-def _groups(keys: list[bytes]) -> _Dealt:
-    """Groups of equal keys, by their first: where that is, the key, how many there are, and what deals a column out."""
-    counts = Counter(keys)
-    first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
-
-    def deal(column: list[Any], gaps: bool) -> list[list[Any]]:
-        piles: dict[bytes, list[Any]] = {key: [] for key in counts}
-        owners = map(piles.__getitem__, keys)
-        if gaps:
-            there = [value is not None and value is not MISSING for value in column]
-            owners, column = compress(owners, there), list(compress(column, there))
-        deque(map(list.append, owners, column), 0)
-        return list(piles.values())
-
-    return [first[key] for key in counts], list(counts), list(counts.values()), deal
-
-
 def _problem(value: Any) -> str:
     """Why a value cannot be added up; nothing where it can, or is absent."""
     if type(value) in NUMBERS:
         return "" if is_countable(value) else "a number too large, or too small, to be added up exactly"
     return "" if type(value) in _ABSENT else "not a number"
-
-
-def _record(names: Sequence[Path], values: Sequence[Any]) -> bytes:
-    """A record with each value at its path."""
-    record: dict[str, Any] = {}
-    for path, value in zip(names, values, strict=True):
-        target = record
-        for part in path[:-1]:
-            target = target.setdefault(part, {})
-        target[path[-1]] = value
-    return encode(record)
 
 
 def _parcels(groups: Iterable[list[bytes]]) -> Iterator[list[list[bytes]]]:
