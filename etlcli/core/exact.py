@@ -55,9 +55,8 @@ def total(numbers: Sequence[Number], *, integers: bool = False) -> Exact:
         scaled, places = found
         return Decimal(sum(scaled)).scaleb(-places, _EXACT)
     with localcontext(_EXACT):
-        if kinds == {float}:
-            return sum(map(Decimal, map(repr, numbers)))
-        return sum(map(exact, numbers))
+        added: Exact = sum(map(exact, numbers))
+        return added
 
 
 def squares(numbers: Sequence[Number], *, integers: bool = False) -> Exact:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import compress
-from operator import attrgetter, ne
+from itertools import compress, repeat
+from operator import attrgetter, is_not, ne
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -154,15 +154,19 @@ class Heads:
         struct = projected_struct(self._tops, kind=msgspec.Raw | msgspec.UnsetType)
         self._decode = struct and msgspec.json.Decoder(struct).decode_lines
 
-    def of(self, batch: Batch) -> list[bytes]:
-        if not self._paths or not batch.count:
-            return [b"[]"] * batch.count
-        raws = self._raws(batch)
-        columns = [
+    def of(self, batch: Batch, rows: Sequence[int], columns: Sequence[list[Any]]) -> list[bytes]:
+        """Of some of the batch's records; `columns` are the values of the by fields in all of them."""
+        if not self._paths or not rows:
+            return [b"[]"] * len(rows)
+        columns = [[column[row] for row in rows] for column in columns]
+        if all(_has_one_spelling(column, batch) for column in columns):
+            return list(map(encode, zip(*columns, strict=True)))
+        raws = self._raws(batch.take(rows))
+        spelled = [
             [_raw_of(raw, path[1:], value) for raw, value in zip(raws[path[0]], column, strict=True)]
-            for path, column in zip(self._paths, batch.columns(self._paths), strict=True)
+            for path, column in zip(self._paths, columns, strict=True)
         ]
-        return [b"[%b]" % b",".join(row) for row in zip(*columns, strict=True)]
+        return [b"[%b]" % b",".join(row) for row in zip(*spelled, strict=True)]
 
     def _raws(self, batch: Batch) -> dict[str, list[Any]]:
         """The members of the records that the paths begin with."""
@@ -171,6 +175,13 @@ class Heads:
             return {top: [members.get(top) for members in opened] for top in self._tops}
         structs = self._decode(batch.chunk)
         return {top: list(map(attrgetter(name), structs)) for top, name in self._tops.items()}
+
+
+def _has_one_spelling(column: list[Any], batch: Batch) -> bool:
+    """Whether encoding the values gives their bytes back, so that the records need not be looked at: integers (0 may have
+    been -0) and, where there is no escape, strings."""
+    kinds = set(map(type, column))
+    return kinds <= {int, str} and not (int in kinds and 0 in column) and not (str in kinds and b"\\" in batch.chunk)
 
 
 def _raw_of(raw: Any, path: Path, value: Any) -> bytes:
@@ -186,16 +197,10 @@ def runs_of(keys: list[bytes]) -> Dealt:
 
     def deal(column: list[Any], gaps: bool) -> list[list[Any]]:
         runs = [column[start:end] for start, end in zip(starts, ends, strict=False)]
-        return (
-            [[value for value in run if value is not None and value is not MISSING] for run in runs] if gaps else runs
-        )
+        return [list(compress(run, _present(run))) for run in runs] if gaps else runs
 
-    return (
-        starts,
-        [keys[start] for start in starts],
-        [end - start for start, end in zip(starts, ends, strict=False)],
-        deal,
-    )
+    counts = [end - start for start, end in zip(starts, ends, strict=False)]
+    return starts, [keys[start] for start in starts], counts, deal
 
 
 def groups_of(keys: list[bytes]) -> Dealt:
@@ -207,12 +212,18 @@ def groups_of(keys: list[bytes]) -> Dealt:
         piles: dict[bytes, list[Any]] = {key: [] for key in counts}
         owners: Iterator[list[Any]] = map(piles.__getitem__, keys)
         if gaps:
-            there = [value is not None and value is not MISSING for value in column]
+            there = _present(column)
             owners, column = compress(owners, there), list(compress(column, there))
         deque(map(list.append, owners, column), 0)
         return list(piles.values())
 
     return [first[key] for key in counts], list(counts), list(counts.values()), deal
+
+
+def _present(column: list[Any]) -> list[bool]:
+    if MISSING in column:
+        return [value is not None and value is not MISSING for value in column]
+    return list(map(is_not, column, repeat(None)))
 
 
 def nested(names: Sequence[Path], values: Sequence[Any]) -> bytes:

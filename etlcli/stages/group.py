@@ -119,13 +119,15 @@ first 40,000 keys or so are remembered."""
         return tuple(dict.fromkeys([*self._by, *(call.field for call in self._calls if call.field)]))
 
     def prepare(self, batch: Batch) -> Prepared:
-        errors = self._unfit(batch)
+        columns = self._columns(batch)
+        errors = self._unfit(batch, columns)
         rejects = [batch.reject(index, *errors[index]) for index in sorted(errors)]
         if errors:
             batch = batch.without(errors)
-        keys = self._key_maker.keys(batch.columns(self._by)) if self._by else [b""] * batch.count
+            columns = self._columns(batch)
+        keys = self._key_maker.keys([columns[path] for path in self._by]) if self._by else [b""] * batch.count
         if self.params.emit == "summary":
-            return Prepared(Batch.of_lines([]), rejects, extra=self._part(batch, keys))
+            return Prepared(Batch.of_lines([]), rejects, extra=self._part(batch, columns, keys))
         return Prepared(batch, rejects, extra=keys)
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
@@ -166,29 +168,32 @@ first 40,000 keys or so are remembered."""
 
     # -- prepare ------------------------------------------------------------------------------------------------------
 
-    def _unfit(self, batch: Batch) -> dict[int, tuple[str, list[dict[str, Any]]]]:
+    def _columns(self, batch: Batch) -> dict[Path, list[Any]]:
+        paths = self.reads()
+        return dict(zip(paths, batch.columns(paths), strict=True)) if paths else {}
+
+    def _unfit(self, batch: Batch, columns: dict[Path, list[Any]]) -> dict[int, tuple[str, list[dict[str, Any]]]]:
         """The records that must be rejected: index -> code and errors."""
         if self.params.emit == "list":
             error = {"message": "nested too deeply to lie in a list"}
             return dict.fromkeys(too_deep_inside(batch, b"[["), ("too_deep", [error]))
         unfit: dict[int, tuple[str, list[dict[str, Any]]]] = {}
-        for path, column in zip(self._numeric, batch.columns(tuple(self._numeric)), strict=True):
-            if set(map(type, column)) <= _HARMLESS:
+        for path in self._numeric:
+            if set(map(type, columns[path])) <= _HARMLESS:
                 continue
-            for index, value in enumerate(column):
+            for index, value in enumerate(columns[path]):
                 if problem := _problem(value):
                     error = {"pointer": pointer(path), "message": problem}
                     unfit.setdefault(index, ("bad_type", []))[1].append(error)
         return unfit
 
-    def _part(self, batch: Batch, keys: list[bytes]) -> Part:
+    def _part(self, batch: Batch, columns: dict[Path, list[Any]], keys: list[bytes]) -> Part:
         """A row for each group of the batch; with --assume-sorted for each run of equal keys."""
         firsts, groups, counts, deal = runs_of(keys) if self._neighbours else groups_of(keys)
-        fields = {call.field for call in self._calls if call.field}
         piles: dict[Path, tuple[list[list[Any]], set[type]]] = {}
-        for path, column in zip(fields, batch.columns(tuple(fields)), strict=True):
-            kinds = set(map(type, column))
-            piles[path] = deal(column, not kinds.isdisjoint(_ABSENT)), kinds - _ABSENT
+        for path in {call.field for call in self._calls if call.field}:
+            kinds = set(map(type, columns[path]))
+            piles[path] = deal(columns[path], not kinds.isdisjoint(_ABSENT)), kinds - _ABSENT
         states: list[list[Any]] = []
         for call in self._calls:
             if call.field is None:
@@ -197,7 +202,7 @@ first 40,000 keys or so are remembered."""
                 dealt, kinds = piles[call.field]
                 state = call.aggregate.state
                 states.append([state(pile, kinds) if pile else None for pile in dealt])
-        return Part(groups, self._heads.of(batch.take(firsts)), counts, states)
+        return Part(groups, self._heads.of(batch, firsts, [columns[path] for path in self._by]), counts, states)
 
     # -- summaries ----------------------------------------------------------------------------------------------------
 
@@ -254,7 +259,7 @@ first 40,000 keys or so are remembered."""
                 self._lines[key] += batch.lines[start : start + count]
         if whole < batch.count:
             yield from self._put_out(self._lines.values())
-            raise self._comes_back(self._heads.of(batch.take([whole]))[0])
+            raise self._comes_back(self._heads.of(batch, [whole], batch.columns(self._by))[0])
 
     def _put_out(self, groups: Iterable[list[bytes]]) -> Iterator[Batch]:
         """Groups of records, as they are or a record each."""
@@ -268,7 +273,8 @@ first 40,000 keys or so are remembered."""
 
     def _listed(self, groups: list[list[bytes]]) -> list[bytes]:
         self.ctx.absorb("grouped", sum(map(len, groups)), into=len(groups))
-        heads = self._heads.of(Batch.of_lines([lines[0] for lines in groups]))
+        firsts = Batch.of_lines([lines[0] for lines in groups])
+        heads = self._heads.of(firsts, range(len(groups)), firsts.columns(self._by))
         return [
             nested([*self._by, _RECORDS], [*open_array(head), msgspec.Raw(b"[%b]" % b",".join(lines))])
             for head, lines in zip(heads, groups, strict=True)
