@@ -55,8 +55,7 @@ def total(numbers: Sequence[Number], *, integers: bool = False) -> Exact:
         scaled, places = found
         return Decimal(sum(scaled)).scaleb(-places, _EXACT)
     with localcontext(_EXACT):
-        added: Exact = sum(map(exact, numbers))
-        return added
+        return sum(map(exact, numbers))
 
 
 def squares(numbers: Sequence[Number], *, integers: bool = False) -> Exact:
@@ -64,7 +63,7 @@ def squares(numbers: Sequence[Number], *, integers: bool = False) -> Exact:
     kinds: set[type] = {int} if integers else set(map(type, numbers))
     if kinds == {int}:
         integral = cast("Sequence[int]", numbers)
-        return sum(map(mul, integral, integral))
+        return sum(one * one for one in integral)
     found = _scaled(numbers, kinds)
     if found:
         scaled, places = found
