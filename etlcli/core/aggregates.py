@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from functools import partial
+from operator import itemgetter
 from sys import getsizeof
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ from etlcli.core.ordering import encode as key_of
 from etlcli.errors import nearest
 
 NUMBERS = frozenset({int, float, Decimal})
-_COMPARABLE: tuple[frozenset[type], ...] = (frozenset({int, float}), frozenset({str}))
+_COMPARABLE: tuple[set[type], ...] = ({int, float}, {str})
 _CALL = re.compile(r"\s*([^=]+?)\s*=\s*(\w+(?:\.\d+)?)\s*\(\s*(.*?)\s*\)\s*", re.DOTALL)
 _QUANTILE = re.compile(r"p(\d{1,3}(?:\.\d{1,12})?)")
 _to_json = msgspec.json.Encoder(decimal_format="string").encode
@@ -45,8 +47,8 @@ class Aggregate:
     nothing: Any = None
     """The result where there is no value."""
 
-    def state(self, values: list[Any], kinds: set[type]) -> Any:
-        """Of at least one value; `kinds` are their types, perhaps more."""
+    def maker(self, kinds: set[type]) -> Callable[[list[Any]], Any]:
+        """What makes a state of one or more values of these types."""
         raise NotImplementedError
 
     def start(self, state: Any) -> Any:
@@ -55,6 +57,9 @@ class Aggregate:
 
     def merge(self, first: Any, second: Any) -> Any:
         raise NotImplementedError
+
+    def results(self, states: list[Any]) -> list[Any]:
+        return [self.nothing if state is None else self.result(state) for state in states]
 
     def result(self, state: Any) -> Any:
         return state
@@ -73,8 +78,8 @@ class Aggregate:
 class Count(Aggregate):
     nothing = 0
 
-    def state(self, values: list[Any], kinds: set[type]) -> int:
-        return len(values)
+    def maker(self, kinds: set[type]) -> Callable[[list[Any]], int]:
+        return len
 
     def merge(self, first: int, second: int) -> int:
         return first + second
@@ -86,8 +91,8 @@ class Count(Aggregate):
 class Sum(Aggregate):
     numeric = True
 
-    def state(self, values: list[Any], kinds: set[type]) -> exact.Exact:
-        return exact.total(values, integers=kinds == {int})
+    def maker(self, kinds: set[type]) -> Callable[[list[Any]], exact.Exact]:
+        return sum if kinds == {int} else exact.total
 
     def merge(self, first: exact.Exact, second: exact.Exact) -> exact.Exact:
         return exact.add(first, second)
@@ -107,8 +112,8 @@ class Mean(Aggregate):
 
     numeric = True
 
-    def state(self, values: list[Any], kinds: set[type]) -> tuple[Any, ...]:
-        return len(values), exact.total(values, integers=kinds == {int})
+    def maker(self, kinds: set[type]) -> Callable[[list[Any]], tuple[Any, ...]]:
+        return lambda values: (len(values), exact.total(values))
 
     def merge(self, first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(map(exact.add, first, second))
@@ -127,17 +132,16 @@ class Mean(Aggregate):
 class Stddev(Mean):
     """State: count, sum and sum of squares."""
 
-    def state(self, values: list[Any], kinds: set[type]) -> tuple[Any, ...]:
-        integers = kinds == {int}
-        return len(values), exact.total(values, integers=integers), exact.squares(values, integers=integers)
+    def maker(self, kinds: set[type]) -> Callable[[list[Any]], tuple[Any, ...]]:
+        return lambda values: (len(values), exact.total(values), exact.squares(values))
 
     def result(self, state: tuple[Any, ...]) -> Any:
         return exact.deviation(*state) if state[0] > 1 else None
 
 
 class First(Aggregate):
-    def state(self, values: list[Any], kinds: set[type]) -> Any:
-        return values[0]
+    def maker(self, kinds: set[type]) -> Callable[[list[Any]], Any]:
+        return itemgetter(0)
 
     def merge(self, first: Any, second: Any) -> Any:
         return first
@@ -147,8 +151,8 @@ class First(Aggregate):
 
 
 class Last(First):
-    def state(self, values: list[Any], kinds: set[type]) -> Any:
-        return values[-1]
+    def maker(self, kinds: set[type]) -> Callable[[list[Any]], Any]:
+        return itemgetter(-1)
 
     def merge(self, first: Any, second: Any) -> Any:
         return second
@@ -159,13 +163,11 @@ class Min(First):
 
     best: Callable[..., Any] = staticmethod(min)
 
-    def state(self, values: list[Any], kinds: set[type]) -> Any:
-        if any(kinds <= comparable for comparable in _COMPARABLE):
-            return self.best(values)
-        return self.best(values, key=key_of)
+    def maker(self, kinds: set[type]) -> Callable[[list[Any]], Any]:
+        return self.best if any(map(kinds.__le__, _COMPARABLE)) else partial(self.best, key=key_of)
 
     def merge(self, first: Any, second: Any) -> Any:
-        return self.state([first, second], {type(first), type(second)})
+        return self.maker({type(first), type(second)})([first, second])
 
 
 class Max(Min):
@@ -178,8 +180,9 @@ class Distinct(Aggregate):
     grows = True
     nothing = 0
 
-    def state(self, values: list[Any], kinds: set[type]) -> set[bytes]:
-        return set(KeyMaker([False]).keys([values]))
+    def maker(self, kinds: set[type]) -> Callable[[list[Any]], set[bytes]]:
+        keys = KeyMaker([False]).keys
+        return lambda values: set(keys([values]))
 
     def start(self, state: set[bytes]) -> set[bytes]:
         return set(state)
@@ -207,8 +210,8 @@ class List(Aggregate):
     grows = True
     nothing: Any = ()
 
-    def state(self, values: list[Any], kinds: set[type]) -> list[bytes]:
-        return list(map(encode, values))
+    def maker(self, kinds: set[type]) -> Callable[[list[Any]], list[Any]]:
+        return lambda values: list(map(encode, values))
 
     def start(self, state: list[Any]) -> list[Any]:
         return list(state)
@@ -239,8 +242,8 @@ class Quantile(List):
     def __init__(self, part: Decimal) -> None:
         self._part = part
 
-    def state(self, values: list[Any], kinds: set[type]) -> list[Any]:
-        return list(values)
+    def maker(self, kinds: set[type]) -> Callable[[list[Any]], list[Any]]:
+        return list
 
     def result(self, state: list[Any]) -> Any:
         return exact.quantile(list(state), self._part)

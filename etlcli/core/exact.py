@@ -45,9 +45,8 @@ def add(one: Exact, other: Exact) -> Exact:
     return one + other if isinstance(one, int) and isinstance(other, int) else _EXACT.add(one, other)
 
 
-def total(numbers: Sequence[Number], *, integers: bool = False) -> Exact:
-    """The sum. `integers`: whether they are known to be all integers."""
-    kinds: set[type] = {int} if integers else set(map(type, numbers))
+def total(numbers: Sequence[Number]) -> Exact:
+    kinds = set(map(type, numbers))
     if kinds == {int}:
         return sum(cast("Sequence[int]", numbers))
     found = _scaled(numbers, kinds)
@@ -58,9 +57,9 @@ def total(numbers: Sequence[Number], *, integers: bool = False) -> Exact:
         return sum(map(exact, numbers))
 
 
-def squares(numbers: Sequence[Number], *, integers: bool = False) -> Exact:
+def squares(numbers: Sequence[Number]) -> Exact:
     """The sum of the squares."""
-    kinds: set[type] = {int} if integers else set(map(type, numbers))
+    kinds = set(map(type, numbers))
     if kinds == {int}:
         integral = cast("Sequence[int]", numbers)
         return sum(one * one for one in integral)

@@ -42,14 +42,12 @@ class Part(NamedTuple):
 
     def records(self, names: Sequence[Path], calls: Sequence[Call], rows: Iterable[int]) -> list[bytes]:
         """Some rows as records: by values, then results."""
-        lines = []
-        for row in rows:
-            results = [
-                call.aggregate.nothing if states[row] is None else call.aggregate.result(states[row])
-                for call, states in zip(calls, self.states, strict=True)
-            ]
-            lines.append(nested(names, [*open_array(self.heads[row]), *results]))
-        return lines
+        heads = [open_array(self.heads[row]) for row in rows]
+        results = [
+            call.aggregate.results([states[row] for row in rows])
+            for call, states in zip(calls, self.states, strict=True)
+        ]
+        return nested(names, [*zip(*heads, strict=True), *results])
 
     def dump(self, calls: Sequence[Call], rows: Iterable[int]) -> Iterator[bytes]:
         """Some rows as lines: the key in hex, a tab, and the rest as a JSON array."""
@@ -118,6 +116,9 @@ class Table:
     def merge(self, part: Part, numbers: Sequence[int]) -> None:
         """Merges each row of the part into the row of that number, or appends it where the numbers go on."""
         keys, heads, counts, columns = self.rows
+        if numbers and numbers[-1] == len(keys) + len(numbers) - 1:
+            self._extend(part)
+            return
         for number, key, head, count in zip(numbers, part.keys, part.heads, part.counts, strict=True):
             if number < len(keys):
                 counts[number] += count
@@ -133,6 +134,16 @@ class Table:
                 elif state is not None:
                     own = column[number]
                     column[number] = start(state) if own is None else merge(own, state)
+
+    def _extend(self, part: Part) -> None:
+        """Takes over rows that are all new."""
+        keys, heads, counts, columns = self.rows
+        keys += part.keys
+        heads += part.heads
+        counts += part.counts
+        for call, column, states in zip(self._calls, columns, part.states, strict=True):
+            start = call.aggregate.start
+            column += [None if state is None else start(state) for state in states] if call.aggregate.grows else states
 
     def take(self, count: int) -> Part:
         """The first rows, which the table has no longer."""
@@ -226,12 +237,20 @@ def _present(column: list[Any]) -> list[bool]:
     return list(map(is_not, column, repeat(None)))
 
 
-def nested(names: Sequence[Path], values: Sequence[Any]) -> bytes:
-    """A record with each value at its path."""
+def nested(names: Sequence[Path], columns: Sequence[Sequence[Any]]) -> list[bytes]:
+    """Records with the columns' values at these paths."""
+    rows = zip(*columns, strict=True)
+    if all(len(path) == 1 for path in names):
+        tops = [path[0] for path in names]
+        return [encode(dict(zip(tops, row, strict=True))) for row in rows]
+    return [encode(_nest(names, row)) for row in rows]
+
+
+def _nest(names: Sequence[Path], values: Sequence[Any]) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for path, value in zip(names, values, strict=True):
         target = record
         for part in path[:-1]:
             target = target.setdefault(part, {})
         target[path[-1]] = value
-    return encode(record)
+    return record

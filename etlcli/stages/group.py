@@ -200,8 +200,8 @@ first 40,000 keys or so are remembered."""
                 states.append(counts)
             else:
                 dealt, kinds = piles[call.field]
-                state = call.aggregate.state
-                states.append([state(pile, kinds) if pile else None for pile in dealt])
+                make = call.aggregate.maker(kinds)
+                states.append([make(pile) if pile else None for pile in dealt])
         return Part(groups, self._heads.of(batch, firsts, [columns[path] for path in self._by]), counts, states)
 
     # -- summaries ----------------------------------------------------------------------------------------------------
@@ -275,10 +275,8 @@ first 40,000 keys or so are remembered."""
         self.ctx.absorb("grouped", sum(map(len, groups)), into=len(groups))
         firsts = Batch.of_lines([lines[0] for lines in groups])
         heads = self._heads.of(firsts, range(len(groups)), firsts.columns(self._by))
-        return [
-            nested([*self._by, _RECORDS], [*open_array(head), msgspec.Raw(b"[%b]" % b",".join(lines))])
-            for head, lines in zip(heads, groups, strict=True)
-        ]
+        lists = [msgspec.Raw(b"[%b]" % b",".join(lines)) for lines in groups]
+        return nested([*self._by, _RECORDS], [*zip(*map(open_array, heads), strict=True), lists])
 
     # -- on disk ------------------------------------------------------------------------------------------------------
 
