@@ -143,6 +143,7 @@ def spelled(number: Exact) -> Exact:
     if isinstance(number, int):
         return number if number.bit_length() < _MOST_BITS else Decimal(number)
     number = number.normalize(_EXACT)
-    if number == number.to_integral_value() and number.adjusted() < _PLAIN_DIGITS:
+    exponent = cast(int, number.as_tuple().exponent)
+    if exponent == 0 or (exponent > 0 and number.adjusted() < _PLAIN_DIGITS):
         return number.quantize(_TENTH, context=_EXACT)
     return number
