@@ -249,9 +249,16 @@ def test_sorted_input(found: list[dict[str, str]], size: int, emit: str) -> None
 def test_a_group_that_comes_back(keys: list[str], size: int, emit: str) -> None:
     """An error, after all that came before it; the same however the input is cut."""
     lines = [b'{"k":"%b"}' % key.encode() for key in keys]
-    options: dict[str, Any] = {"by": "k", "emit": emit, "agg": "n=count()" if emit == "summary" else (), "assume_sorted": True}
+    options: dict[str, Any] = {
+        "by": "k",
+        "emit": emit,
+        "agg": "n=count()" if emit == "summary" else (),
+        "assume_sorted": True,
+    }
     runs = [key for index, key in enumerate(keys) if index == 0 or keys[index - 1] != key]
-    outcome = run(Trial(Group, options, lines), cut(lines, [min(size, len(lines) - at) for at in range(0, len(lines), size)]))
+    outcome = run(
+        Trial(Group, options, lines), cut(lines, [min(size, len(lines) - at) for at in range(0, len(lines), size)])
+    )
     assert bool(outcome.error) == (len(set(runs)) < len(runs))
     whole = run(Trial(Group, options, lines), cut(lines, [len(lines)]))
     assert outcome.visible() == whole.visible()
@@ -261,7 +268,11 @@ def test_a_group_that_comes_back(keys: list[str], size: int, emit: str) -> None:
 @pytest.mark.parametrize("emit", ["summary", "list", "stream"])
 def test_many_groups_on_disk(emit: str, keys: int) -> None:
     lines = [b'{"v":%d,"k":"%d","pad":"%s"}' % (n * 31 % 97, n * n * 7919 % keys, b"x" * (n % 50)) for n in range(9000)]
-    options: dict[str, Any] = {"by": "k", "emit": emit, "agg": ["n=count()", "all=list(v)"] if emit == "summary" else ()}
+    options: dict[str, Any] = {
+        "by": "k",
+        "emit": emit,
+        "agg": ["n=count()", "all=list(v)"] if emit == "summary" else (),
+    }
     assert grouped(lines, 500, 200_000, **options).lines == grouped(lines, 500, **options).lines
 
 
