@@ -15,6 +15,9 @@ ALLOWED = {
     "sort": {"click", "msgspec"},
     "write": {"click", "msgspec"},
     "validate": {"click", "msgspec", "jsonschema_rs"},
+    "group": {"click", "msgspec"},
+    "batch": {"click", "msgspec"},
+    "unbatch": {"click", "msgspec"},
 }
 WATCHED = {
     "click", "msgspec", "rich", "orjson", "yaml", "jsonschema", "jsonschema_rs", "prometheus_client", "tenacity",
@@ -22,7 +25,8 @@ WATCHED = {
     "urllib", "http", "email", "ssl", "socket", "tempfile", "pathlib", "csv", "json", "gzip", "bz2", "lzma", "importlib.metadata",
     "pickle",
 }  # fmt: skip
-ARGUMENTS = {"sort": ["--by", "a"], "write": ["-"], "validate": ["--schema", "schema.json"]}
+ARGUMENTS = {"sort": ["--by", "a"], "write": ["-"], "validate": ["--schema", "schema.json"], "group": ["--by", "a"],
+             "batch": ["--size", "2"]}  # fmt: skip
 LOADED_ANYWAY = "import sys; print('MODULES', *sys.modules)"
 
 

@@ -92,8 +92,10 @@ first 40,000 keys or so are remembered."""
             if self.emit == "list":
                 names.append(_RECORDS)
             for at, name in enumerate(names):
-                if any(name[: len(other)] == other[: len(name)] for other in names[:at]):
-                    raise ValueError(f"{'by' if at < len(self.by) else 'agg'}: {'.'.join(name)} is named twice")
+                for other in names[:at]:
+                    if name[: len(other)] == other[: len(name)]:
+                        both = f"{'.'.join(other)} and {'.'.join(name)}"
+                        raise ValueError(f"{'by' if at < len(self.by) else 'agg'}: {both} cannot stand side by side")
 
     def __init__(self, params: Any, ctx: Context, state: State | None = None) -> None:
         super().__init__(params, ctx, state)
