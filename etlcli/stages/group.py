@@ -94,8 +94,8 @@ first 40,000 keys or so are remembered."""
             for at, name in enumerate(names):
                 for other in names[:at]:
                     if name[: len(other)] == other[: len(name)]:
-                        both = f"{'.'.join(other)} and {'.'.join(name)}"
-                        raise ValueError(f"{'by' if at < len(self.by) else 'agg'}: {both} cannot stand side by side")
+                        option = "by" if at < len(self.by) else "agg"
+                        raise ValueError(f"{option}: {'.'.join(name)} takes the place of {'.'.join(other)}")
 
     def __init__(self, params: Any, ctx: Context, state: State | None = None) -> None:
         super().__init__(params, ctx, state)
