@@ -11,7 +11,7 @@ the same however they were cut. Null and missing values are left out before; whe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from functools import partial
 from operator import itemgetter
@@ -32,7 +32,6 @@ NUMBERS = frozenset({int, float, Decimal})
 _COMPARABLE: tuple[set[type], ...] = ({int, float}, {str})
 _CALL = re.compile(r"\s*([^=]+?)\s*=\s*(\w+(?:\.\d+)?)\s*\(\s*(.*?)\s*\)\s*", re.DOTALL)
 _QUANTILE = re.compile(r"p(\d{1,3}(?:\.\d{1,12})?)")
-_to_json = msgspec.json.Encoder(decimal_format="string").encode
 _open = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
@@ -101,10 +100,10 @@ class Sum(Aggregate):
         return exact.spelled(state)
 
     def dump(self, state: exact.Exact) -> bytes:
-        return _dump_numbers([state])
+        return _dump_number(state)
 
     def load(self, text: bytes) -> Any:
-        return _load_numbers(text)[0]
+        return _load_number(text)
 
 
 class Mean(Aggregate):
@@ -198,7 +197,7 @@ class Distinct(Aggregate):
         return getsizeof(state) + sum(map(getsizeof, state))
 
     def dump(self, state: set[bytes]) -> bytes:
-        return _to_json([key.hex() for key in sorted(state)])
+        return encode([key.hex() for key in sorted(state)])
 
     def load(self, text: bytes) -> set[bytes]:
         return {bytes.fromhex(str(key)) for key in msgspec.json.decode(text)}
@@ -298,17 +297,28 @@ def _aggregate(name: str) -> Aggregate:
     raise ValueError(f"no aggregate is called {name!r}; {nearest(name, [*_KINDS, 'p50', 'p99', 'p99.9'])}")
 
 
-def _dump_numbers(numbers: Sequence[exact.Number]) -> bytes:
-    """As JSON numbers, but Decimals as strings, and integers that are too long for Python to write as strings with an i."""
-    spelled = [exact.spelled(number) if isinstance(number, int) else number for number in numbers]
-    marked = [f"i{text}" if isinstance(number, int) and not isinstance(text, int) else text
-              for number, text in zip(numbers, spelled, strict=True)]  # fmt: skip
-    return _to_json(marked)
+def _dump_number(number: exact.Number) -> bytes:
+    """A JSON number, or a string: a Decimal as it is, and with an i an integer that is too long for Python to write."""
+    if isinstance(number, float):
+        return repr(number).encode()
+    if isinstance(number, Decimal):
+        return b'"%b"' % str(number).encode()
+    try:
+        return b"%d" % number
+    except ValueError:
+        return b'"i%b"' % str(Decimal(number)).encode()
+
+
+def _load_number(text: bytes) -> Any:
+    if text[:1] != b'"':
+        return float(text) if b"." in text or b"e" in text else int(text)
+    found = text[1:-1].decode()
+    return int(Decimal(found[1:])) if found[0] == "i" else Decimal(found)
+
+
+def _dump_numbers(numbers: Iterable[exact.Number]) -> bytes:
+    return b"[%b]" % b",".join(map(_dump_number, numbers))
 
 
 def _load_numbers(text: bytes) -> list[Any]:
-    return [_load_number(item) if isinstance(item, str) else item for item in msgspec.json.decode(text)]
-
-
-def _load_number(text: str) -> exact.Exact:
-    return int(Decimal(text[1:])) if text.startswith("i") else Decimal(text)
+    return [_load_number(bytes(item)) for item in _open(text)]

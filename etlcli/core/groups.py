@@ -62,16 +62,14 @@ class Part(NamedTuple):
     @classmethod
     def load(cls, lines: Iterable[bytes], calls: Sequence[Call]) -> Part:
         """What `dump` wrote."""
-        part = cls([], [], [], [[] for _ in calls])
-        for line in lines:
-            key, _, rest = line.partition(b"\t")
-            head, count, *states = map(bytes, open_array(rest))
-            part.keys.append(bytes.fromhex(key.decode()))
-            part.heads.append(head)
-            part.counts.append(int(count))
-            for call, column, state in zip(calls, part.states, states, strict=True):
-                column.append(None if state == b"null" else call.aggregate.load(state))
-        return part
+        split = [line.partition(b"\t") for line in lines]
+        rows = [list(map(bytes, open_array(rest))) for _, _, rest in split]
+        heads, counts, *columns = map(list, zip(*rows, strict=True)) if rows else ([], [], *([] for _ in calls))
+        states = [
+            [None if state == b"null" else call.aggregate.load(state) for state in column]
+            for call, column in zip(calls, columns, strict=True)
+        ]
+        return cls([bytes.fromhex(key.decode()) for key, _, _ in split], heads, list(map(int, counts)), states)
 
     def size(self, calls: Sequence[Call]) -> int:
         """Bytes of memory, nearly, what grows with the values aside."""
