@@ -10,6 +10,9 @@ process and later in many: `prepare` is pure and may run anywhere, `apply` is or
     edit.py      changing some fields of a record, leaving the bytes of the others alone
     ordering.py  order-preserving keys for any JSON values
     params.py    one declaration per option
+    exact.py     arithmetic that rounds once
+    aggregates.py, groups.py
+                 what is worked out about groups of records, in parts that can be merged
     stage.py     Source, Stage, Sink, Context, Timed
     policy.py    what happens to a rejected record
     ledger.py    the counts behind "nothing is lost silently"

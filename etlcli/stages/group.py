@@ -48,16 +48,17 @@ of them pass over null and missing values; of none at all counts are 0, a list i
 max go by the order of `etl sort`. A record with anything but a number where a number is needed is rejected and takes part
 in no aggregate.
 
-Numbers count as what is spelled, and are added up exactly: 0.1 + 0.2 is 0.3, and integers may have any size. mean, stddev
-and percentiles are rounded once, at the end. So results do not depend on the order of the records.
+Numbers count as what is spelled, and are added up exactly: 0.1 + 0.2 is 0.3. They may have 10,000 digits before and after
+the point. mean, stddev and percentiles are rounded once, at the end. So results do not depend on the order of the records.
 
 --emit list puts out a record for each group with its records in `records`; --emit stream the records themselves, one group
 after another. Groups come in the order in which their first records came. Values are equal as in `etl sort`: 1 is 1.0, and
 null and missing are one group, shown as null. Without --by there is one group, which a summary shows even if it is empty.
 
-Groups that outgrow --memory go to a temporary file (--temp-dir, else TMPDIR, else /tmp). With --assume-sorted a group ends
-where the key changes, and no more than one is held. A key that comes back then is an error as far as it is noticed: the
-first 40,000 keys or so are remembered."""
+Groups that outgrow --memory go to a temporary file (--temp-dir, else TMPDIR, else /tmp); but one group's list, or its
+values for list, distinct and percentiles, is put together in memory, and a list longer than 16 MiB is a line that other
+commands read only with a larger --max-line. With --assume-sorted a group ends where the key changes, and no more than one is held. A
+key that comes back then is an error as far as it is noticed: the first 40,000 keys or so are remembered."""
     examples = (
         (
             "etl group --by carrier,month --agg 'n=count()' --agg 'delay=mean(dep_delay)' flights.ndjson",

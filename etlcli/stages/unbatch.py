@@ -12,6 +12,7 @@ from etlcli.core.fields import MISSING
 from etlcli.core.stage import Prepared, Stage
 
 _RECORDS = "records"
+_OUT = 16384
 _open_records = msgspec.json.Decoder(
     msgspec.defstruct("Opened", [(_RECORDS, msgspec.Raw | msgspec.UnsetType, MISSING)])
 ).decode
@@ -44,7 +45,11 @@ with one that is no object, is rejected as a whole."""
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         self.ctx.absorb("unbatched", prepared.extra, into=prepared.batch.count)
-        yield prepared.batch
+        if prepared.batch.count <= _OUT:
+            yield prepared.batch
+            return
+        for start in range(0, prepared.batch.count, _OUT):
+            yield prepared.batch.take(range(start, min(start + _OUT, prepared.batch.count)))
 
 
 class _NoBatch(Exception):
