@@ -57,8 +57,10 @@ null and missing are one group, shown as null. Without --by there is one group, 
 
 Groups that outgrow --memory go to a temporary file (--temp-dir, else TMPDIR, else /tmp); but one group's list, or its
 values for list, distinct and percentiles, is put together in memory, and a list longer than 16 MiB is a line that other
-commands read only with a larger --max-line. With --assume-sorted a group ends where the key changes, and no more than one is held. A
-key that comes back then is an error as far as it is noticed: the first 40,000 keys or so are remembered."""
+commands read only with a larger --max-line.
+
+With --assume-sorted a group ends where the key changes, and no more than one is held. A key that comes back then is an
+error as far as it is noticed: the first 40,000 keys or so are remembered."""
     examples = (
         (
             "etl group --by carrier,month --agg 'n=count()' --agg 'delay=mean(dep_delay)' flights.ndjson",
