@@ -35,6 +35,7 @@ _OUT = 4096
 _PARCEL = 1 << 20
 _ABSENT = {type(None), type(MISSING)}
 _HARMLESS = {int, float, *_ABSENT}
+_NAMES = {str: "a string", bool: "true or false", list: "an array", dict: "an object"}
 _RECORDS = ("records",)
 
 
@@ -63,8 +64,8 @@ With --assume-sorted a group ends where the key changes, and no more than one is
 error as far as it is noticed: the first 40,000 keys or so are remembered."""
     examples = (
         (
-            "etl group --by carrier,month --agg 'n=count()' --agg 'delay=mean(dep_delay)' flights.ndjson",
-            "means by month",
+            "etl group --by carrier,month --agg 'n=count()' --agg 'delay=mean(dep_delay)' --on-error skip flights.ndjson",
+            "means by month of what is a number",
         ),
         ("etl group --agg 'median=median(distance)' --agg 'p99=p99(distance)' flights.ndjson", "of all records"),
         ("etl group --by tailnum --emit list flights.ndjson", "a line for each aircraft"),
@@ -404,7 +405,7 @@ def _problem(value: Any) -> str:
     """Why a value cannot be added up; nothing where it can, or is absent."""
     if type(value) in NUMBERS:
         return "" if is_countable(value) else "a number too large, or too small, to be added up exactly"
-    return "" if type(value) in _ABSENT else "not a number"
+    return "" if type(value) in _ABSENT else f"{_NAMES[type(value)]}, not a number"
 
 
 def _parcels(groups: Iterable[list[bytes]]) -> Iterator[list[list[bytes]]]:
