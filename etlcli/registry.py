@@ -21,10 +21,18 @@ class Entry(NamedTuple):
 COMPONENTS: dict[str, Entry] = {
     "read": Entry("source", "etlcli.connectors.read:Read", "Read files, globs or stdin as records"),
     "validate": Entry("stage", "etlcli.stages.validate:Validate", "Check records against a JSON Schema"),
+    "filter": Entry("stage", "etlcli.stages.filter:Filter", "Keep the records for which an expression is true"),
+    "map": Entry("stage", "etlcli.stages.map:Map", "Set, drop, keep and rename fields"),
     "sort": Entry("stage", "etlcli.stages.sort:Sort", "Sort records by fields, in bounded memory"),
     "group": Entry("stage", "etlcli.stages.group:Group", "Aggregate or collect records by fields, in bounded memory"),
     "batch": Entry("stage", "etlcli.stages.batch:Batcher", "Put runs of records into one record each"),
     "unbatch": Entry("stage", "etlcli.stages.unbatch:Unbatch", "Put out the records that batches hold"),
+    "dedupe-cache": Entry(
+        "stage",
+        "etlcli.stages.dedupe_cache:DedupeCache",
+        "Drop records whose key was seen before, also in earlier runs",
+    ),
+    "retry-wrap": Entry("stage", "etlcli.stages.retry_wrap:RetryWrap", "Put records through an external command"),
     "write": Entry("sink", "etlcli.connectors.write:Write", "Write records to a file, all or nothing"),
 }
 """Sources, stages and sinks, in the order a pipeline uses them."""
@@ -39,6 +47,8 @@ FORMATS: dict[str, str] = {
 
 COMMANDS: dict[str, Entry] = {
     "run": Entry("command", "etlcli.cli.run:command", "Run a recipe"),
+    "cache": Entry("command", "etlcli.cli.cache:command", "Look into a cache file, and prune it"),
+    "replay": Entry("command", "etlcli.cli.replay:command", "Run quarantined records again"),
     "init": Entry("command", "etlcli.cli.init:command", "Write a sample recipe with real data"),
 }
 

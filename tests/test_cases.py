@@ -22,8 +22,10 @@ import pytest
 from conftest import environment
 
 from etlcli.cli import component
+from etlcli.core.fields import pointer
+from etlcli.core.params import format_backoff
 from etlcli.errors import UsageError
-from etlcli.recipe.model import Recipe, StepSpec
+from etlcli.recipe.model import OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS
 
 CASES = Path(__file__).parent / "cases"
@@ -137,7 +139,17 @@ def _recipe_data(recipe: Recipe) -> dict[str, Any]:
 
 def _step_data(spec: StepSpec) -> dict[str, Any]:
     given = {name: value for name, value in spec.params.values().items() if value not in (None, ())}
-    return {"uses": spec.uses, "with": given, "on_error": {"then": spec.then}}
+    return {"uses": spec.uses, "with": given, "on_error": _on_error_data(spec.on_error)}
+
+
+def _on_error_data(on_error: OnError) -> dict[str, Any]:
+    retry, fallback, then = on_error
+    data: dict[str, Any] = {"retry": {**retry.values(), "backoff": format_backoff(retry.backoff)}, "then": then}
+    if fallback and fallback.value is not None:
+        data["fallback"] = {"value": json.loads(fallback.value)}
+    elif fallback:
+        data["fallback"] = {"set": {pointer(path): json.loads(bytes(value)) for path, value in fallback.set}}
+    return data
 
 
 plain_commands = [folder for folder in folders if _as_recipe((folder / "cmd").read_text())]

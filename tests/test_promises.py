@@ -389,16 +389,27 @@ def test_a_pipe_of_several_writers(shell, tmp_path: Path) -> None:
     assert done.stdout == b"74\n"
 
 
-def test_records_flow_before_the_input_ends(tmp_path: Path) -> None:
+FLOWS = {
+    "ndjson": [b'{"n":0}\n', b'{"n":1}\n', b'{"n":2}\n'],
+    "json": [b'[{"n":0}', b',{"n":', b'1}, {"n":2}', b"]"],
+    "csv": [b"n\n0\n", b"1\n", b"2\n"],
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_records_flow_before_the_input_ends(name: str) -> None:
     with subprocess.Popen(
-        [str(BIN / "etl"), "read"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+        [str(BIN / "etl"), "read", "--format", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
     ) as process:
         assert process.stdin
         assert process.stdout
-        for number in range(3):
-            process.stdin.write(b'{"n":%d}\n' % number)
+        number = 0
+        for part in FLOWS[name]:
+            process.stdin.write(part)
             process.stdin.flush()
-            assert process.stdout.readline() == b'{"n":%d}\n' % number
+            for _ in range(part.count(b"}") if name == "json" else 1):
+                assert process.stdout.readline() == b'{"n":%d}\n' % number
+                number += 1
         process.stdin.close()
         assert process.wait(timeout=30) == 0
 

@@ -13,6 +13,10 @@ ALLOWED = {
     "--help": {"click"},
     "read": {"click", "msgspec"},
     "sort": {"click", "msgspec"},
+    "filter": {"click", "msgspec"},
+    "map": {"click", "msgspec"},
+    "dedupe-cache": {"click", "msgspec", "xxhash"},
+    "retry-wrap": {"click", "msgspec"},
     "write": {"click", "msgspec"},
     "validate": {"click", "msgspec", "jsonschema_rs"},
     "group": {"click", "msgspec"},
@@ -21,12 +25,20 @@ ALLOWED = {
 }
 WATCHED = {
     "click", "msgspec", "rich", "orjson", "yaml", "jsonschema", "jsonschema_rs", "prometheus_client", "tenacity",
-    "sqlitedict", "stevedore", "backports", "asyncio", "logging", "sqlite3", "multiprocessing", "concurrent", "unittest",
+    "sqlitedict", "stevedore", "xxhash", "backports", "asyncio", "logging", "sqlite3", "multiprocessing", "concurrent", "unittest",
     "urllib", "http", "email", "ssl", "socket", "tempfile", "pathlib", "csv", "json", "gzip", "bz2", "lzma", "importlib.metadata",
     "pickle",
 }  # fmt: skip
-ARGUMENTS = {"sort": ["--by", "a"], "write": ["-"], "validate": ["--schema", "schema.json"], "group": ["--by", "a"],
-             "batch": ["--size", "2"]}  # fmt: skip
+ARGUMENTS = {
+    "filter": ["a > 1"],
+    "map": ["a = 1"],
+    "sort": ["--by", "a"],
+    "group": ["--by", "a"],
+    "batch": ["--size", "2"],
+    "retry-wrap": ["--", "cat"],
+    "write": ["-"],
+    "validate": ["--schema", "schema.json"],
+}
 LOADED_ANYWAY = "import sys; print('MODULES', *sys.modules)"
 
 
@@ -47,7 +59,7 @@ def test_P7_imports_only_what_it_runs(command: str, tmp_path) -> None:
     allowed = ALLOWED[command]
     ours = loaded - _modules(f"import {', '.join(allowed)}, click.shell_completion, shutil; " + LOADED_ANYWAY, tmp_path)
     third_party = {name for name in WATCHED & loaded if name in ("rich", "orjson", "yaml", "jsonschema", "jsonschema_rs",
-                   "prometheus_client", "tenacity", "sqlitedict", "stevedore", "backports", "msgspec", "click")}  # fmt: skip
+                   "prometheus_client", "tenacity", "sqlitedict", "stevedore", "xxhash", "backports", "msgspec", "click")}  # fmt: skip
     assert third_party <= allowed
     assert not (WATCHED & ours) - allowed
 

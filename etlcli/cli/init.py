@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from importlib.resources import files
 
 import click
@@ -14,7 +15,7 @@ from etlcli.io.files import open_output
 
 _HELP = """Write a sample into DIR: a recipe, a JSON Schema, 10,000 real flights and a README that says what to expect.
 
-DIR is made if it is not there. Files that exist are not replaced."""
+DIR is made if it is not there. Files that exist are not replaced; all files are written, or none."""
 
 EXAMPLES = (("etl init demo && etl run demo/recipe.yaml", "a first pipeline, on real data"),)
 
@@ -27,13 +28,16 @@ def init(directory: str) -> None:
             raise CannotCreateError(
                 f"{directory} has a {name} already", where=directory, hint="choose an empty directory"
             )
-    for name in _FILES:
-        output = open_output(os.path.join(directory, name), exclusive=True)
-        try:
+    with ExitStack() as resources:
+        outputs = []
+        for name in _FILES:
+            output = open_output(os.path.join(directory, name), exclusive=True)
+            resources.callback(output.abort)
             output.write((files("etlcli.sample") / name).read_bytes())
+            output.flush()
+            outputs.append(output)
+        for output in outputs:
             output.commit()
-        finally:
-            output.abort()
     sys.stdout.write(
         f"wrote {', '.join(_FILES)} to {directory}\nnext: etl run {os.path.join(directory, 'recipe.yaml')}\n"
     )

@@ -18,7 +18,7 @@ import click
 
 from etlcli import __version__
 from etlcli.errors import EtlError, InputOutputError, Interrupted, nearest
-from etlcli.io.handshake import announce, finish
+from etlcli.io.handshake import finish
 from etlcli.registry import COMMANDS, COMPONENTS, load
 
 _HELP = """Move, check, sort and publish NDJSON records.
@@ -74,13 +74,12 @@ def etl() -> None:
     pass
 
 
-def main() -> NoReturn:
-    """The entry point of the installed program."""
+def main(marker: str | None = None) -> NoReturn:
+    """`marker` is the word left for the reader of the pipe on stdout, to be taken back when all is well."""
     _occupy_standard_descriptors()
     # What is loaded stays, and batches are lists of bytes: the collector has little to find, and need not look often.
     gc.freeze()
     gc.set_threshold(100_000)
-    marker = announce(1)
     _install_signals()
     try:
         code = _run()

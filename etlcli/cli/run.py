@@ -12,7 +12,7 @@ from etlcli.errors import RecipeError, UsageError
 from etlcli.io.terminal import safe
 from etlcli.observe.logs import Log
 from etlcli.recipe.load import load_recipe
-from etlcli.recipe.model import Recipe, StepSpec
+from etlcli.recipe.model import Fallback, Recipe, StepSpec
 
 _HELP = """Run the pipeline that a recipe describes.
 
@@ -45,10 +45,17 @@ def plan(recipe: Recipe) -> list[str]:
     """The resolved recipe, a line each step."""
     lines = [f"recipe {recipe.name} is good; nothing was run"]
     for kind, spec in [("source", recipe.source), *(("step", step) for step in recipe.steps), ("sink", recipe.sink)]:
-        lines.append(f"  {kind:6} {spec.id}: {spec.uses} {_options(spec)} on_error={spec.then}")
+        lines.append(f"  {kind:6} {spec.id}: {spec.uses} {_options(spec)} {_on_error(spec)}")
     quarantine = f", quarantine {recipe.quarantine}" if recipe.quarantine else ""
     lines.append(f"  errors max={recipe.budget.text or 'unbounded'}{quarantine}")
     return lines
+
+
+def _on_error(spec: StepSpec) -> str:
+    retry, fallback, then = spec.on_error
+    tries = f" attempts={retry.attempts}" if retry.attempts > 1 else ""
+    instead = "".join(f" fallback={name}" for name, given in (fallback or Fallback())._asdict().items() if given)
+    return f"on_error={then}{tries}{instead}"
 
 
 def safe_lines(lines: list[str]) -> str:

@@ -9,7 +9,7 @@ from etlcli.core import params
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import projection
 from etlcli.core.intake import DEFAULT_MAX_LINE, parse
-from etlcli.core.stage import Context, Source
+from etlcli.core.stage import Context, Prepared, Source
 from etlcli.formats import Reader, ReadOptions, format_of, module
 from etlcli.io.compression import opened
 from etlcli.io.inputs import STDIN, InputStream, Prefixed, check_input, expand, open_input
@@ -52,7 +52,7 @@ CSV is 1.10 in the JSON."""
         for path in self._paths:
             check_input(path)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Prepared]:
         for path in self._paths:
             stream = open_input(path)
             try:
@@ -61,28 +61,22 @@ CSV is 1.10 in the JSON."""
             finally:
                 stream.close()
 
-    def _read(self, stream: InputStream, path: str) -> Iterator[Batch]:
+    def _read(self, stream: InputStream, path: str) -> Iterator[Prepared]:
         name = format_of(path) if self.params.format == "auto" else self.params.format
         options = ReadOptions(name, stream.path, self.ctx.log, self.params.types, self.params.max_line)
         content = opened(stream)
         reader: Reader = module(name).Reader(content, options)
         project = projection(self.ctx.reads)
-        count = self.ctx.count
         for item in reader.chunks():
             if isinstance(item, Reject):
-                count.received += 1
-                self.ctx.reject([item])
+                yield Prepared(Batch.of_lines([]), [item])
                 continue
             batch, rejects, blank = parse(item.chunk, item.span, project, self.params.max_line)
-            count.received += len(batch) + len(rejects) + blank
-            self.ctx.discard("blank", blank)
-            self.ctx.reject(rejects)
-            if batch.count:
-                yield batch
+            yield Prepared(batch, rejects, {"blank": blank} if blank else None)
             if isinstance(content, Prefixed) and not item.more:  # else there may be more than the stream knows of
                 yield from self._idle(stream)
 
-    def _idle(self, stream: InputStream) -> Iterator[Batch]:
+    def _idle(self, stream: InputStream) -> Iterator[Prepared]:
         """An empty batch whenever a step is due, until there is something to read."""
         while (due := self.ctx.due()) is not None and not stream.wait(due):
-            yield Batch.of_lines([])
+            yield Prepared(Batch.of_lines([]))

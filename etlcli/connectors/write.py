@@ -75,10 +75,8 @@ below the template's own directory, whatever it holds."""
             _allow_open_files(params.max_files)
             self._write = self._write_partitions
 
-    def write(self, batch: Batch) -> int:
-        rejects = self._write(batch)
-        self.ctx.reject(rejects)
-        return len(batch) - len(rejects)
+    def write(self, batch: Batch) -> list[Reject]:
+        return self._write(batch)
 
     def commit(self) -> None:
         """All files are complete and durable before the first is published."""
@@ -116,6 +114,12 @@ below the template's own directory, whatever it holds."""
             raise CannotCreateError(
                 f"{self.params.path_template} makes more than {self.params.max_files} files",
                 hint="choose a field with fewer values, or raise --max-files",
+            )
+        if os.path.realpath(path) != os.path.join(self._template.root, os.path.relpath(path, self._template.top)):
+            raise CannotCreateError(
+                f"{path} leads elsewhere through a symbolic link",
+                where=path,
+                hint="a value may only name a file below the template's own directory; remove the link",
             )
         return self._open(path)
 
@@ -188,8 +192,10 @@ class _Template:
             self.fields = tuple(map(parse_path, pieces[1::2]))
         except ValueError as error:
             raise ValueError(f"path_template: {error}") from None
-        self._text = text
         self._base_dir = base_dir
+        self.top = os.path.dirname(os.path.join(base_dir, pieces[0])) or "."
+        """The directory that all paths are below, and where it really is."""
+        self.root = os.path.realpath(self.top)
         self._memo: dict[tuple[Any, ...], str] = {}
 
     def path(self, values: tuple[Any, ...]) -> str:

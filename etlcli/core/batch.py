@@ -14,13 +14,16 @@ hand out is shared: nobody may change it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count as counting
 from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.fields import Path, Projection, decode_long, exact_number, projection
+from etlcli.core.fields import Path, Projection, decode_long, exact_number, may_be_inexact, projection
 
+_families = counting()
 _decode_records = msgspec.json.Decoder(dict[str, Any]).decode_lines
 _decode_exactly: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(
     dict[str, Any], float_hook=exact_number
@@ -33,6 +36,9 @@ def decode_record(line: bytes) -> dict[str, Any]:
         return _decode_exactly(line)
     except msgspec.ValidationError:
         return decode_long(line)
+
+
+Errors = list[dict[str, Any]]
 
 
 class Origin(NamedTuple):
@@ -85,25 +91,61 @@ class Span:
         return Origin(self.path, self.line + row, self._starts[row])
 
 
-class Reject(NamedTuple):
-    """A record that a step would not take, and why. `errors` are dicts with a `message` and, where they are known,
-    `pointer`, `keyword`, `schema_pointer` and `value`."""
+class Reject:
+    """A record that a step would not take, and why.
 
-    code: str
-    errors: list[dict[str, Any]]
-    raw: bytes
-    origin: Origin | None
+    `errors` are dicts with a `message` and, where they are known, `pointer`, `keyword`, `schema_pointer` and `value`. They
+    may be given as a function, which is asked when somebody looks: all errors of all records of a batch can be a hundred
+    times the batch. `index` is the record's place in the batch it was rejected from; of a line that was no record, its row
+    in the chunk. None where neither is known.
+    """
+
+    __slots__ = ("_errors", "attempts", "code", "index", "origin", "raw")
+
+    def __init__(
+        self,
+        code: str,
+        errors: Errors | Callable[[], Errors],
+        raw: bytes,
+        origin: Origin | None,
+        index: int | None = None,
+    ) -> None:
+        self.code = code
+        self._errors = errors
+        self.raw = raw
+        self.origin = origin
+        self.index = index
+        self.attempts = 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reject) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((self.code, self.raw, self.origin))
+
+    def __repr__(self) -> str:
+        return f"Reject{self._values()}"
+
+    def __reduce__(self) -> Any:
+        return Reject, (*self._values(), self.index)
+
+    def _values(self) -> tuple[Any, ...]:
+        return self.code, self.errors, self.raw, self.origin
+
+    @property
+    def errors(self) -> Errors:
+        return self._errors() if callable(self._errors) else self._errors
 
     @property
     def message(self) -> str:
-        first = self.errors[0]
+        first, *others = self.errors
         where = f" at {first['pointer']}" if first.get("pointer") else ""
-        more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
+        more = f" (and {len(others)} more)" if others else ""
         return f"{first['message']}{where}{more}"
 
 
 class Batch:
-    __slots__ = ("_chunk", "_lines", "_projection", "_records", "_rows", "_span", "_structs", "count")
+    __slots__ = ("_chunk", "_exact", "_kin", "_lines", "_projection", "_records", "_rows", "_span", "_structs", "count")
 
     def __init__(
         self,
@@ -115,8 +157,12 @@ class Batch:
         rows: Sequence[int] | None = None,
         structs: list[Any] | None = None,
         projected: Projection | None = None,
+        exact: bool = False,
+        kin: int | None = None,
     ) -> None:
-        """`chunk` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i."""
+        """`chunk` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i. `structs` are the
+        lines as decoded by `projected`; `exact` says that a number in them is known to be what its line says. `kin` is the
+        same for batches that were taken from one another: their rows can be compared."""
         self.count = count
         self._chunk = chunk
         self._lines = lines
@@ -124,11 +170,14 @@ class Batch:
         self._rows = rows
         self._structs = structs
         self._projection = projected
+        self._exact = exact
+        self._kin = next(_families) if kin is None else kin
         self._records: list[dict[str, Any]] | None = None
 
     def __reduce__(self) -> Any:
         """What a worker needs of it: the bytes and where they came from, not the forms derived from them."""
-        return _rebuilt, (self.count, self._chunk, None if self._chunk else self._lines, self._span, self._rows)
+        lines = None if self._chunk else self._lines
+        return _rebuilt, (self.count, self._chunk, lines, self._span, self._rows, self._kin)
 
     @classmethod
     def of_chunk(cls, chunk: bytes) -> Batch:
@@ -157,22 +206,37 @@ class Batch:
         return self._lines
 
     def columns(self, paths: tuple[Path, ...]) -> list[list[Any]]:
-        """The values of each path, MISSING where a record has none."""
+        """The values of each path, MISSING where a record has none. Numbers are what the record says: an int of any size, a
+        float where Python writes that float with the number's value, a Decimal otherwise."""
         if self._projection is None or not set(paths) <= set(self._projection.paths):
-            self._projection = projection(paths)
+            self._projection, self._exact = projection(paths), False
             try:
                 self._structs = self._projection.decode(self.chunk)
             except msgspec.DecodeError:  # a number no double can hold
-                self._structs = list(map(self._projection.decode_exact, self.lines))
-        assert self._structs is not None
+                self._decode_exactly()
+        if not self._exact:
+            if any(may_be_inexact(column, self.chunk) for column in self._columns(self._projection.paths)):
+                self._decode_exactly()
+            self._exact = True
+        return self._columns(paths)
+
+    def _columns(self, paths: tuple[Path, ...]) -> list[list[Any]]:
+        assert self._projection is not None and self._structs is not None
         return [self._projection.column(self._structs, path) for path in paths]
 
+    def _decode_exactly(self) -> None:
+        assert self._projection is not None
+        self._structs, self._exact = list(map(self._projection.decode_exact, self.lines)), True
+
     def records(self) -> list[dict[str, Any]]:
+        """A dict a record, numbers as in `columns`."""
         if self._records is None:
             try:
-                self._records = _decode_records(self.chunk)
+                records = _decode_records(self.chunk)
+                exact = not may_be_inexact(records, self.chunk)
             except msgspec.DecodeError:
-                self._records = list(map(decode_record, self.lines))
+                exact = False
+            self._records = records if exact else list(map(decode_record, self.lines))
         return self._records
 
     def take(self, indices: Sequence[int]) -> Batch:
@@ -188,6 +252,8 @@ class Batch:
             rows=list(indices) if self._rows is None else pick(self._rows),
             structs=None if self._structs is None else pick(self._structs),
             projected=self._projection,
+            exact=self._exact,
+            kin=self._kin,
         )
 
     def without(self, indices: Mapping[int, Any] | set[int]) -> Batch:
@@ -201,19 +267,44 @@ class Batch:
         lines = list(self.lines)
         for index, line in changes.items():
             lines[index] = line
-        return Batch(self.count, lines=lines, span=self._span, rows=self._rows)
+        return self.with_lines(lines)
+
+    def with_lines(self, lines: list[bytes]) -> Batch:
+        """The same records, each as its new line (one valid JSON object)."""
+        return Batch(self.count, lines=lines, span=self._span, rows=self._rows, kin=self._kin)
+
+    def row(self, index: int) -> int:
+        """Record `index`'s place among the records of the batch that this one was first taken from."""
+        return index if self._rows is None else self._rows[index]
+
+    def place_of(self, row: int) -> int:
+        """How many records of this batch, in which order was kept, stand before `row`."""
+        return row if self._rows is None else bisect_left(self._rows, row)
+
+    def is_kin(self, other: Batch) -> bool:
+        """Whether both were taken from one batch, so that their rows can be compared."""
+        return self._kin == other._kin
+
+    def with_chunk(self, chunk: bytes) -> Batch:
+        """The same records as new lines, each with its newline."""
+        return Batch(self.count, chunk=chunk, span=self._span, rows=self._rows)
 
     def origin(self, index: int) -> Origin | None:
         """Where record `index` was read; None for a record that a step made or that was spilled in between."""
         if self._span is None:
             return None
-        return self._span.origin(index if self._rows is None else self._rows[index])
+        return self._span.origin(self.row(index))
 
-    def reject(self, index: int, code: str, errors: list[dict[str, Any]]) -> Reject:
-        return Reject(code, errors, self.lines[index], self.origin(index))
+    def reject(self, index: int, code: str, errors: Errors | Callable[[], Errors]) -> Reject:
+        return Reject(code, errors, self.lines[index], self.origin(index), index)
 
 
 def _rebuilt(
-    count: int, chunk: bytes | None, lines: list[bytes] | None, span: Span | None, rows: Sequence[int] | None
+    count: int,
+    chunk: bytes | None,
+    lines: list[bytes] | None,
+    span: Span | None,
+    rows: Sequence[int] | None,
+    kin: int,
 ) -> Batch:
-    return Batch(count, chunk=chunk, lines=lines, span=span, rows=rows)
+    return Batch(count, chunk=chunk, lines=lines, span=span, rows=rows, kin=kin)

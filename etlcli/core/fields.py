@@ -7,6 +7,7 @@ as `MISSING`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import MAX_EMAX, Decimal, InvalidOperation
 from functools import lru_cache
@@ -18,7 +19,12 @@ import msgspec
 
 Path = tuple[str, ...]
 MISSING = msgspec.UNSET
-_LARGEST = Decimal((0, (9,), MAX_EMAX))
+_INFINITE = Decimal((0, (9,), MAX_EMAX))
+# Between these, a number of at most so many characters is the only one of its length with that double.
+_SMALLEST, _LARGEST, _SAFE_LENGTH = 1e-290, 2.0**53, 16
+_DIGITS = bytes(48 if byte in b"0123456789." else 32 for byte in range(256))
+_LONG = b"0" * _SAFE_LENGTH
+_EXPONENT = re.compile(rb"[eE][-+]?[0-9]")
 _check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -123,11 +129,31 @@ def _any_integer(text: str) -> int | Decimal:
 
 
 def exact_number(text: str) -> float | Decimal:
-    """A JSON number with a fraction or exponent: a float, or a Decimal where a double would overflow."""
+    """A JSON number with a fraction or exponent: a float where Python writes that float with the number's value and no
+    integer is its neighbour, a Decimal otherwise (1e400, 1e23, more digits than a double has)."""
     number = float(text)
-    if not isinf(number):
+    if len(text) <= _SAFE_LENGTH and _SMALLEST < abs(number) < _LARGEST:
         return number
     try:
-        return Decimal(text)
-    except InvalidOperation:  # an exponent of 19 digits: larger than anything else is all that can be said
-        return _LARGEST.copy_sign(Decimal(number))
+        exact = Decimal(text)
+    except InvalidOperation:  # an exponent of 19 digits: larger, or smaller, than anything else is all that can be said
+        return _INFINITE.copy_sign(Decimal(number)) if isinf(number) else number
+    return number if abs(number) < _LARGEST and exact == Decimal(repr(number)) else exact
+
+
+def may_be_inexact(values: list[Any], chunk: bytes) -> bool:
+    """Whether some float among `values`, decoded from `chunk` as the nearest double, may not be what `exact_number` says.
+    Numbers of 15 digits never share a double unless they are as small as doubles get."""
+    kinds = set(map(type, values))
+    if not kinds.isdisjoint((list, dict)):
+        return _has_long_number(chunk) or _EXPONENT.search(chunk) is not None
+    if float not in kinds:
+        return False
+    sizes = [abs(value) for value in values if type(value) is float]
+    if max(sizes) >= _LARGEST or (min(sizes) <= _SMALLEST and _EXPONENT.search(chunk)):
+        return True
+    return _has_long_number(chunk)
+
+
+def _has_long_number(chunk: bytes) -> bool:
+    return _LONG in chunk.translate(_DIGITS)

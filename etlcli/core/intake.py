@@ -21,6 +21,7 @@ DEFAULT_MAX_LINE = 16 << 20
 _EXCERPT = 64 << 10
 
 _INNER_BRACE = re.compile(rb"\}[^\n]")
+_HALF_PAIR = re.compile(rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|[c-fC-F][0-9a-fA-F]{2})")
 _BRACKETS = bytes(byte for byte in range(256) if byte not in b'{}[]"\\')
 
 
@@ -83,7 +84,7 @@ def _parse_lines(chunk: bytes, span: Span, project: Projection, max_line: int) -
             structs.append(_decode_line(line, project, max_line))
         except _Bad as bad:
             raw = excerpt(line, max_line) if bad.code == "line_too_long" else line
-            rejects.append(Reject(bad.code, [{"message": bad.message}], raw, span.origin(row)))
+            rejects.append(Reject(bad.code, [{"message": bad.message}], raw, span.origin(row), row))
         else:
             lines.append(line)
             rows.append(row)
@@ -112,7 +113,7 @@ def _decode_line(line: bytes, project: Projection, max_line: int) -> Any:
     except msgspec.ValidationError:
         raise _Bad("not_object", "not a JSON object") from None
     except msgspec.DecodeError as error:
-        raise _Bad("bad_json", _explain(str(error))) from None
+        raise _Bad("bad_json", _explain(str(error), line)) from None
 
 
 def excerpt(line: bytes, max_line: int) -> bytes:
@@ -120,8 +121,10 @@ def excerpt(line: bytes, max_line: int) -> bytes:
     return line[: min(_EXCERPT, max_line)]
 
 
-def _explain(message: str) -> str:
+def _explain(message: str, line: bytes) -> str:
     """The decoder's reason in our words: `JSON is malformed: invalid character (byte 3)` -> `not JSON: invalid ...`."""
+    if "truncated" in message and (half := _HALF_PAIR.search(line)):
+        return f"not JSON: {half[0].decode()} is half of a surrogate pair"
     return "not JSON: " + message.removeprefix("JSON is malformed: ").replace("Input data was truncated", "cut short")
 
 

@@ -16,18 +16,33 @@ from etlcli.errors import LedgerError
 
 class StepCount:
     """One step's counts, in records. `absorbed` are records that live on in others (a batch, a group, the records that
-    a batch held), `made` are those others."""
+    a batch held), `made` are those others. Beside the balance: `healed` are records that a retry or a fallback saved from
+    being rejected, `retries` the tries it took; `entered` are records that did not come from the step before (a replay)."""
 
-    __slots__ = ("absorbed", "discarded", "made", "received", "rejected", "sent", "step")
+    __slots__ = (
+        "absorbed",
+        "discarded",
+        "entered",
+        "healed",
+        "made",
+        "received",
+        "rejected",
+        "retries",
+        "sent",
+        "step",
+    )
 
     def __init__(self, step: str) -> None:
         self.step = step
         self.received = 0
         self.sent = 0
         self.made = 0
+        self.entered = 0
         self.discarded: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.absorbed: Counter[str] = Counter()
+        self.healed: Counter[str] = Counter()
+        self.retries = 0
 
     def missing(self) -> int:
         """Records that came in and are accounted for nowhere (negative: came from nowhere). 0 in a right program."""
@@ -35,15 +50,16 @@ class StepCount:
         return self.received + self.made - left
 
     def as_dict(self) -> dict[str, Any]:
-        """As `--stats` prints it; `made` only for a step that made records."""
         return {
             "step": self.step,
             "in": self.received,
-            **({"made": self.made} if self.made else {}),
+            "made": self.made,
             "out": self.sent,
             "discarded": dict(self.discarded),
             "rejected": dict(self.rejected),
             "absorbed": dict(self.absorbed),
+            "healed": dict(self.healed),
+            "retries": self.retries,
         }
 
 
@@ -76,7 +92,7 @@ class Ledger:
                     f"{step.step}: {abs(step.missing())} records unaccounted for: {step.as_dict()}", where=step.step
                 )
         for above, below in zip(self.steps, self.steps[1:], strict=False):
-            if above.sent != below.received:
+            if above.sent + below.entered != below.received:
                 raise LedgerError(
                     f"{above.step} put out {above.sent} records, {below.step} took in {below.received}",
                     where=below.step,

@@ -1,12 +1,13 @@
 """Keys that sort as the values do: any JSON values in, bytes out, to be compared with memcmp.
 
-The order across types: false, true, numbers, strings (by code point), arrays, objects. Integers of any size compare
-exactly, numbers with a fraction or exponent as doubles (beyond their range exactly): 1 = 1.0, and 2**53 + 1 is not
-2**53. Arrays compare element by element, objects as their members sorted by name. Null and missing are equal to each
-other and stand outside the order: last, or first, in both directions.
+The order across types: false, true, numbers, strings (by code point), arrays, objects. Numbers compare by their value,
+exactly, whatever their size and spelling: 1 = 1.0, and 2**53 + 1 is not 2**53. Arrays compare element by element, objects
+as their members sorted by name. Null and missing are equal to each other and stand outside the order: last, or first, in
+both directions.
 
 Encoding of one value, after the idea of FoundationDB's tuple layer: a type byte, then a self-delimiting body. Numbers are
-the sign, the nearest double's bits (inverted for negatives), then what the double left out, usually nothing.
+the sign, the nearest double's bits (inverted for negatives), then how far the value is from the shortest decimal that
+this double is the nearest to: usually nothing.
 Descending is the same with all bits inverted, which works because no encoding is a prefix of another.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from math import inf, isinf
 from typing import Any
 
@@ -28,6 +29,7 @@ _END, _FALSE, _TRUE, _NUMBER, _STRING, _ARRAY, _OBJECT, _NULL = (bytes([code]) f
 _NEGATIVE, _POSITIVE, _NOTHING = b"\x01", b"\x02", b"\x80"
 _MEMO_LIMIT = 1 << 16
 _EXACT_INT = 1 << 53
+_EXACTLY = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _decode_number = msgspec.json.Decoder(float_hook=exact_number).decode
 
 
@@ -133,13 +135,13 @@ def _number(value: int | float | Decimal) -> bytes:
 
 def _rest(value: int | float | Decimal, nearest: float) -> bytes:
     """What the double left out, as an order-preserving suffix; nearly always nothing."""
-    if isinstance(value, float):
+    if isinstance(value, float) or (isinstance(value, int) and -_EXACT_INT <= value <= _EXACT_INT):
         return _NOTHING
-    rest = Decimal(value) if isinf(nearest) else Decimal(int(value) - int(nearest))
+    rest = Decimal(value) if isinf(nearest) else _EXACTLY.subtract(Decimal(value), Decimal(repr(nearest)))
     if not rest:
         return _NOTHING
     digits = "".join(map(str, rest.as_tuple().digits)).rstrip("0")
-    body = struct.pack(">q", rest.adjusted()) + digits.encode() + b"\0"
+    body = struct.pack(">Q", rest.adjusted() + (1 << 63)) + digits.encode() + b"\0"
     return b"\x81" + body if rest > 0 else b"\x7f" + body.translate(_INVERT)
 
 

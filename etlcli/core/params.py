@@ -13,8 +13,8 @@ YAML value (`memory: 64MiB`, `memory: 67108864`); `Option.parse` takes both and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, cast, overload
 
 _SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3, "m": 1 << 20, "mib": 1 << 20, "mb": 10**6,
                "g": 1 << 30, "gib": 1 << 30, "gb": 10**9, "t": 1 << 40, "tib": 1 << 40, "tb": 10**12}  # fmt: skip
@@ -36,6 +36,9 @@ class Option:
         "positional",
         "repeats",
         "required",
+        "singular",
+        "takes",
+        "written",
     )
 
     def __init__(
@@ -50,7 +53,12 @@ class Option:
         minimum: int | None = None,
         positional: bool = False,
         repeats: bool = False,
+        singular: str = "",
+        takes: Callable[[str], bool] | None = None,
+        written: bool = False,
     ) -> None:
+        """`singular`: what the flag is called where a value at a time is given and the recipe has a list. `takes`: which
+        words of the command line are this option's, where it is positional beside the input files."""
         self.name = ""
         self.kind = kind
         self.help = help
@@ -61,10 +69,18 @@ class Option:
         self.minimum = minimum
         self.positional = positional
         self.repeats = repeats
+        self.singular = singular
+        self.takes = takes
+        self.written = written
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return "--" + (self.singular or self.name).replace("_", "-")
+
+    @property
+    def shown(self) -> str:
+        """What a person who uses the command line knows it by."""
+        return self.metavar if self.positional else self.flag
 
     def parse(self, value: Any) -> Any:
         """The value as the stage sees it. Raises ValueError with the reason."""
@@ -127,8 +143,11 @@ def text(help: str, *, default: str | None = None, required: bool = False, metav
     return cast(str, Option("text", help, default=default, required=required, metavar=metavar, positional=positional))
 
 
-def path(help: str, *, required: bool = False, metavar: str = "FILE", positional: bool = False) -> str | None:
-    return cast("str | None", Option("path", help, required=required, metavar=metavar, positional=positional))
+def path(help: str, *, required: bool = False, metavar: str = "FILE", positional: bool = False,
+         written: bool = False) -> str | None:  # fmt: skip
+    """`written`: a file that a stage writes beside the run's output, and that must be no other file of the run."""
+    option = Option("path", help, required=required, metavar=metavar, positional=positional, written=written)
+    return cast("str | None", option)
 
 
 def paths(help: str, *, metavar: str = "FILE", positional: bool = True) -> tuple[str, ...]:
@@ -137,9 +156,19 @@ def paths(help: str, *, metavar: str = "FILE", positional: bool = True) -> tuple
     )
 
 
-def texts(help: str, *, metavar: str = "TEXT") -> tuple[str, ...]:
-    """Repeatable: once per value on the command line, a list in a recipe."""
-    return cast("tuple[str, ...]", Option("texts", help, default=(), metavar=metavar, repeats=True))
+def texts(help: str, *, metavar: str = "TEXT", singular: str = "",
+          takes: Callable[[str], bool] | None = None) -> tuple[str, ...]:  # fmt: skip
+    """Repeatable: once per value on the command line, a list in a recipe. With `takes` it is positional."""
+    option = Option("texts", help, default=(), metavar=metavar, repeats=True, positional=takes is not None,
+                    singular=singular, takes=takes)  # fmt: skip
+    return cast("tuple[str, ...]", option)
+
+
+def command(help: str) -> tuple[str, ...]:
+    """A command and its arguments: what follows `--` on the command line, a list in a recipe."""
+    return cast(
+        "tuple[str, ...]", Option("command", help, default=(), metavar="COMMAND", positional=True, repeats=True)
+    )
 
 
 def fields(help: str, *, required: bool = False, metavar: str = "FIELDS") -> tuple[str, ...]:
@@ -151,6 +180,10 @@ def flag(help: str) -> bool:
     return cast(bool, Option("flag", help, default=False))
 
 
+@overload
+def integer(help: str, *, default: int, metavar: str = "N", minimum: int | None = 0) -> int: ...
+@overload
+def integer(help: str, *, default: None = None, metavar: str = "N", minimum: int | None = 0) -> int | None: ...
 def integer(help: str, *, default: int | None = None, metavar: str = "N", minimum: int | None = 0) -> int | None:
     return cast("int | None", Option("integer", help, default=default, metavar=metavar, minimum=minimum))
 
@@ -160,9 +193,18 @@ def size(help: str, *, default: int | None = None, minimum: int = 1) -> int:
     return cast(int, Option("size", help, default=default, metavar="SIZE", minimum=minimum))
 
 
-def duration(help: str, *, default: float | None = None) -> float:
+@overload
+def duration(help: str, *, default: float) -> float: ...
+@overload
+def duration(help: str, *, default: None = None) -> float | None: ...
+def duration(help: str, *, default: float | None = None) -> float | None:
     """Seconds."""
-    return cast(float, Option("duration", help, default=default, metavar="DUR"))
+    return cast("float | None", Option("duration", help, default=default, metavar="DUR"))
+
+
+def backoff(help: str, *, default: str) -> tuple[float, float]:
+    """The first and the longest wait, in seconds."""
+    return cast("tuple[float, float]", Option("backoff", help, default=parse_backoff(default), metavar="DUR..DUR"))
 
 
 def choice(choices: tuple[str, ...], help: str, *, default: str | None = None) -> str:
@@ -185,11 +227,27 @@ def parse_duration(value: Any) -> float:
     return seconds
 
 
+def parse_backoff(value: Any) -> tuple[float, float]:
+    """`500ms..30s`, or one duration for waits that are all the same."""
+    if isinstance(value, tuple):
+        return value
+    first, dots, longest = value.partition("..") if isinstance(value, str) else (value, "", "")
+    shortest = parse_duration(first)
+    limit = parse_duration(longest) if dots else shortest
+    if limit < shortest:
+        raise ValueError(f"expected the first wait and the longest, such as 500ms..30s, not {value!r}")
+    return shortest, limit
+
+
 def format_size(count: int) -> str:
     for unit, label in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if count >= unit:
             return f"{count / unit:g}{label}" if count % unit == 0 else f"{count / unit:.1f}{label}"
     return f"{count}B"
+
+
+def format_backoff(waits: tuple[float, float]) -> str:
+    return "..".join(f"{wait:g}s" for wait in waits)
 
 
 def _quantity(value: Any, units: Mapping[str, float], what: str) -> float:
@@ -248,11 +306,13 @@ _PARSERS = {
     "path": _parse_text,
     "texts": _parse_texts,
     "paths": _parse_texts,
+    "command": _parse_texts,
     "fields": _parse_fields,
     "flag": _parse_flag,
     "integer": _parse_integer,
     "size": lambda option, value: parse_size(value),
     "duration": lambda option, value: parse_duration(value),
+    "backoff": lambda option, value: parse_backoff(value),
     "choice": _parse_choice,
 }
 
@@ -262,10 +322,12 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "path": {"type": "string"},
     "texts": _LIST,
     "paths": _LIST,
+    "command": _LIST,
     "fields": _LIST,
     "flag": {"type": "boolean"},
     "integer": {"type": "integer"},
     "size": {"type": ["string", "integer"]},
     "duration": {"type": ["string", "number"]},
+    "backoff": {"type": ["string", "number"]},
     "choice": {"type": "string"},
 }

@@ -1,7 +1,7 @@
 """What happens to a rejected record: one policy, the same for every stage.
 
-The order is fixed: retry, then fallback, then `fail`, `skip` or `quarantine`; this module holds the last part and is where
-the first two join. A rejected record never goes on as if nothing had happened.
+The order is fixed: retry, then fallback, then `fail`, `skip` or `quarantine`. This module says what may be asked for and
+holds the last part; `engine.recovery` does the first two. A rejected record never goes on as if nothing had happened.
 
     fail        the run stops at the first reject
     skip        counted and logged
@@ -17,14 +17,26 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import islice
 
+from etlcli.core import params
 from etlcli.core.batch import Reject
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.errors import FindingsError
 
 THEN = ("fail", "skip", "quarantine")
+HEALABLE = frozenset({"command_failed", "timeout", "lookup_failed", "sink_refused", "hook_failed"})
+"""Codes of rejects that another try may heal. The others say what is wrong with the record itself."""
 _PART = 256
 Handler = Callable[[str, Sequence[Reject]], None]
 """Takes a step's id and its rejects, and returns when they are handled."""
+
+
+class Retry(params.Declared):
+    """Tries of a record whose reject may heal, each with the record as it came."""
+
+    attempts = params.integer("Tries in all of a record that another try may heal.", default=1, minimum=1)
+    backoff = params.backoff("Wait between tries: doubling from the first to the longest.", default="500ms..30s")
+    jitter = params.flag("Wait a random part of each wait, so that many runs do not retry in step.")
+    max_elapsed = params.duration("Longest time to spend on one record; no try begins after it.")
 
 
 class ErrorBudget:

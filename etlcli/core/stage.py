@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from time import monotonic
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
@@ -23,12 +23,21 @@ from etlcli.core.ledger import StepCount
 from etlcli.core.params import Declared
 
 State = dict[str, Any]
+T = TypeVar("T")
 DEFAULT_MEMORY = 512 << 20
 
 
+class Retrying(Protocol):
+    def __call__(self, call: Callable[[], T]) -> tuple[T, int]: ...
+
+
+def once(call: Callable[[], T]) -> tuple[T, int]:
+    return call(), 1
+
+
 class Prepared(NamedTuple):
-    """What `prepare` hands to `apply`: the records that go on, those rejected, those dropped by reason, and whatever
-    the stage worked out about them (`extra`)."""
+    """What `prepare` hands to `apply`, and a source to the first step: the records that go on, those rejected, those
+    dropped by reason, and whatever the stage worked out about them (`extra`)."""
 
     batch: Batch
     rejects: Sequence[Reject] = ()
@@ -40,8 +49,9 @@ class Context:
     """What the engine gives a step: its counts, its resources and its share of memory.
 
     `resources` closes what the step opened, in reverse order, however the run ends. `log(level, event, **fields)`
-    writes one line. `reject` puts records through the step's policy; use it in `apply`, `finish`, sources and sinks
-    (`prepare` returns its rejects).
+    writes one line. `reject` puts records through the step's policy; use it in `apply` and `finish` (`prepare`, sources and
+    sinks return their rejects). `retry(call)` makes a call that waits for somebody else, as often as the step's policy has
+    it while the answer has a `code` that another try may heal; it returns the last answer and how many tries it took.
     """
 
     def __init__(
@@ -53,7 +63,9 @@ class Context:
         reject: Callable[[Sequence[Reject]], None],
         memory: int = DEFAULT_MEMORY,
         base_dir: str = "",
+        retry: Retrying = once,
         reads: tuple[Path, ...] = (),
+        started: float = 0.0,
         clock: Callable[[], float] = monotonic,
         due: Callable[[], float | None] = lambda: None,
     ) -> None:
@@ -64,8 +76,11 @@ class Context:
         self.reject = reject
         self.memory = memory
         self.base_dir = base_dir
+        self.retry = retry
         self.reads = reads
         """Fields the steps after a source want decoded (a source only)."""
+        self.started = started
+        """When the run began, in seconds since 1970: what `now()` is for all of its steps, in every process."""
         self.clock = clock
         """Seconds, from no particular start and never back."""
         self.due = due
@@ -100,10 +115,10 @@ class Component:
 class Source(Component):
     """Begins a pipeline."""
 
-    def batches(self) -> Iterator[Batch]:
-        """Batches of good records, in order. Rejects and blank lines go through `ctx`; `ctx.count.received` counts
-        every line or item read, whatever becomes of it. A source that waits for input should wait no longer than
-        `ctx.due()` says, and then yield an empty batch."""
+    def batches(self) -> Iterator[Prepared]:
+        """Batches of good records, in order, each with the lines that were none and, as discards, blank lines: all that
+        was read. A source that waits for input should wait no longer than `ctx.due()` says, and then yield an empty
+        batch."""
         raise NotImplementedError
 
 
@@ -135,6 +150,9 @@ class Stage(Component):
         """The rest, at the end of input. The same state gives the same output."""
         return ()
 
+    def commit(self) -> None:
+        """The sink has published everything: make state that belongs to it durable. Not called in a run that fails."""
+
     def snapshot(self) -> State | None:
         """Small state, as JSON can say it; None for a stage that has none."""
         return None
@@ -154,8 +172,8 @@ class Timed(Protocol):
 class Sink(Component):
     """Ends a pipeline. Nothing it wrote is visible under its final name before `commit`."""
 
-    def write(self, batch: Batch) -> int:
-        """Takes a batch and returns how many of its records it took; it puts the others through `ctx.reject`."""
+    def write(self, batch: Batch) -> Sequence[Reject]:
+        """Takes the records it can, and returns the others."""
         raise NotImplementedError
 
     def commit(self) -> None:

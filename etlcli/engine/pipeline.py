@@ -3,15 +3,13 @@
 Batches are pulled: the sink asks the last step, that one the step before it, and the source reads a chunk only when
 asked, so that at any time there is one chunk in flight and a slow sink slows the reading. Counting, policy and
 clean-up are done here and nowhere else.
-
-An empty batch is a tick: it says that time has passed, and goes through all steps. A source that has nothing to give
-yields one when a `Timed` stage is due, and a stage that puts nothing out passes one on.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from glob import glob
@@ -21,17 +19,16 @@ from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Policy
-from etlcli.core.stage import Context, Sink, Source, Stage, Timed
+from etlcli.core.stage import Context, Sink, Source, Stage
+from etlcli.engine.recovery import tried
+from etlcli.engine.step import SinkStep, SourceStep, StageStep
 from etlcli.errors import FindingsError, UsageError
-from etlcli.recipe.model import Recipe, StepSpec
+from etlcli.observe.logs import Log
+from etlcli.recipe.model import Fallback, Recipe, StepSpec
 from etlcli.registry import find
 
 if TYPE_CHECKING:
     from etlcli.engine.quarantine import Quarantine
-
-Log = Callable[..., None]
-_Step = tuple[Stage, StepCount, Policy]
-_TICK = Batch.of_lines([])
 
 
 class Pipeline:
@@ -42,80 +39,100 @@ class Pipeline:
         self.recipe = recipe
         self.ledger = Ledger()
         self.run_id = os.urandom(8).hex()
+        self._started = time.time()
         self._log = log
         self._findings = 0
         self._quarantine: Quarantine | None = None
 
     def run(self) -> None:
         """Raises an EtlError for whatever ended the run. Temporary files are gone by then, also after a signal."""
+        self._check_written()
         with ExitStack() as resources:
             if self._quarantines():
                 from etlcli.engine.quarantine import Quarantine
 
                 self._quarantine = resources.enter_context(Quarantine(self.recipe, self.run_id))
-            batches, sink, sink_count = self._build(resources)
-            for batch in batches:
+            source, stages, sink = self._build(resources)
+            batches = source.batches()
+            for stage in stages:
+                batches = stage.through(self._entering(stage.count, batches))
+            for batch in self._entering(sink.count, batches):
                 if batch.count:
-                    sink_count.received += len(batch)
-                    sink_count.sent += sink.write(batch)
+                    sink.write(batch)
             self.recipe.budget.check(self.ledger, finished=True)
             self.ledger.check()
             if self._findings:
                 raise FindingsError(f"records with findings: {self._findings} of {self.ledger.received}")
-            sink.commit()
+            sink.component.commit()
+            # Only now: what a stage remembers of records that were never published would lose them in the next run.
+            for stage in [] if _reporting(stages) else stages:
+                stage.component.commit()
             self._log(
                 "info",
                 "run_finished",
                 recipe=self.recipe.name,
                 read=self.ledger.received,
-                written=sink_count.sent,
+                written=sink.count.sent,
                 rejected=self.ledger.rejected(),
                 discarded=self.ledger.discarded(),
             )
 
+    def _entering(self, count: StepCount, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """What goes into a step: what the one before puts out."""
+        return batches
+
     def check(self) -> None:
         """Everything up to the first record: components are built, inputs opened, schemas compiled. Nothing is written."""
+        self._check_written()
         with ExitStack() as resources:
             self._quarantines()
-            stages = self._stages(resources)
-            self._source(self.ledger.open(self.recipe.source.id), stages, resources)
+            count = self.ledger.open(self.recipe.source.id)
+            self._source(count, self._stages(resources), resources)
 
-    def _build(self, resources: ExitStack) -> tuple[Iterator[Batch], Sink, StepCount]:
+    def _build(self, resources: ExitStack) -> tuple[SourceStep, list[StageStep], SinkStep]:
         recipe = self.recipe
         source_count = self.ledger.open(recipe.source.id)
         stages = self._stages(resources)
         # Inputs are opened before the output, so that a missing file leaves no trace.
         source = self._source(source_count, stages, resources)
-        sink_count = self.ledger.open(recipe.sink.id)
-        sink_policy = self._policy(recipe.sink.then)
-        sink_context = self._context(sink_count, sink_policy, resources)
-        reporting = any(stage.reports for stage, _, _ in stages)
-        sink: Sink = Nowhere({}, sink_context) if reporting else self._component("sink", recipe.sink, sink_context)
-        batches = _counted(source.batches(), source_count)
-        for stage, count, policy in stages:
-            batches = _through(stage, count, policy, batches)
-        return batches, sink, sink_count
+        count, policy = self.ledger.open(recipe.sink.id), self._policy(recipe.sink.on_error.then)
+        context = self._context(recipe.sink, count, policy, resources)
+        sink: Sink = Nowhere({}, context) if _reporting(stages) else self._component("sink", recipe.sink, context)
+        return source, stages, SinkStep(sink, recipe.sink.on_error, count, policy, self._fallback(recipe.sink, context))
 
-    def _source(self, count: StepCount, stages: Sequence[_Step], resources: ExitStack) -> Source:
+    def _source(self, count: StepCount, stages: Sequence[StageStep], resources: ExitStack) -> SourceStep:
         spec = self.recipe.source
         # A run that only reports says of every bad line what is wrong, rather than stop at the first.
-        reporting = spec.then == "fail" and any(stage.reports for stage, _, _ in stages)
-        policy = self._policy("report" if reporting else spec.then)
-        reads = _shared_reads([stage for stage, _, _ in stages])
-        due = partial(_soonest, [stage for stage, _, _ in stages if isinstance(stage, Timed)])
-        source: Source = self._component("source", spec, self._context(count, policy, resources, reads=reads, due=due))
-        return source
+        policy = self._policy("report" if spec.on_error.then == "fail" and _reporting(stages) else spec.on_error.then)
+        reads, due = _shared_reads(stages), partial(_soonest, stages)
+        context = self._context(spec, count, policy, resources, reads=reads, due=due)
+        source: Source = self._component("source", spec, context)
+        return SourceStep(source, spec.on_error, count, policy, self._fallback(spec, context))
 
-    def _stages(self, resources: ExitStack) -> list[_Step]:
+    def _stages(self, resources: ExitStack) -> list[StageStep]:
         """The stages, in order. Those that hold their whole input share the memory."""
         holding = [spec for spec in self.recipe.steps if find("stage", spec.uses).scope == "all"]
         memory = self.recipe.memory // max(1, len(holding))
-        stages = []
+        steps = []
         for spec in self.recipe.steps:
-            count = self.ledger.open(spec.id)
-            policy = self._policy(spec.then)
-            stage: Stage = self._component("stage", spec, self._context(count, policy, resources, memory=memory))
-            stages.append((stage, count, self._policy("report") if stage.reports else policy))
+            count, policy = self.ledger.open(spec.id), self._policy(spec.on_error.then)
+            context = self._context(spec, count, policy, resources, memory=memory)
+            stage: Stage = self._component("stage", spec, context)
+            policy = self._policy("report") if stage.reports else policy
+            steps.append(StageStep(stage, spec.on_error, count, policy, self._fallback(spec, context)))
+        return steps
+
+    def _fallback(self, spec: StepSpec, ctx: Context) -> list[Stage]:
+        """The stages that run instead, for a rejected record. They see one record at a time, so only stages that need no
+        more will do."""
+        stages: list[Stage] = [
+            self._component("stage", step, ctx) for step in (spec.on_error.fallback or Fallback()).steps
+        ]
+        for stage, step in zip(stages, (spec.on_error.fallback or Fallback()).steps, strict=True):
+            if stage.scope != "record":
+                raise UsageError(
+                    f"{step.uses} needs all records, a fallback has one at a time", where=f"step {spec.id}"
+                )
         return stages
 
     def _component(self, kind: str, spec: StepSpec, ctx: Context) -> Any:
@@ -125,9 +142,17 @@ class Pipeline:
             error.where = f"step {spec.id}"
             raise
 
-    def _context(self, count: StepCount, policy: Policy, resources: ExitStack, **rest: Any) -> Context:
-        reject = partial(policy.reject, count)
-        return Context(count, resources=resources, log=self._log, reject=reject, base_dir=self.recipe.base_dir, **rest)
+    def _context(self, spec: StepSpec, count: StepCount, policy: Policy, resources: ExitStack, **rest: Any) -> Context:
+        return Context(
+            count,
+            resources=resources,
+            log=self._log,
+            reject=partial(policy.reject, count),
+            retry=partial(tried, spec.on_error.retry, count),
+            base_dir=self.recipe.base_dir,
+            started=self._started,
+            **rest,
+        )
 
     def _policy(self, then: str) -> Policy:
         handlers = {"fail": self._skip, "skip": self._skip, "quarantine": self._put_aside, "report": self._report}
@@ -136,7 +161,7 @@ class Pipeline:
     def _quarantines(self) -> bool:
         """Whether any step puts records into quarantine; if so there must be a file for them."""
         recipe = self.recipe
-        wanted = any(spec.then == "quarantine" for spec in (recipe.source, *recipe.steps, recipe.sink))
+        wanted = any(spec.on_error.then == "quarantine" for spec in recipe.specs)
         if wanted and not recipe.quarantine:
             raise UsageError(
                 "a step that puts records into quarantine needs a file for them",
@@ -149,26 +174,24 @@ class Pipeline:
                 where="errors",
                 hint="give it a file of its own, which no glob of the inputs matches",
             )
-        if wanted and recipe.quarantine:
-            self._quarantine_is_no_other_file(recipe.quarantine)
         return wanted
 
-    def _quarantine_is_no_other_file(self, quarantine: str) -> None:
-        """Rejects put into the output would be replaced by it, and put into an input be read as records."""
-        own = os.path.realpath(os.path.join(self.recipe.base_dir, quarantine))
-        for spec in (self.recipe.source, self.recipe.sink):
-            values = spec.params.values()
-            for path in (*values.get("paths", ()), values.get("path")):
-                if path and path != "-" and os.path.realpath(os.path.join(self.recipe.base_dir, path)) == own:
-                    raise UsageError(
-                        f"the quarantine {quarantine} is also the {'output' if spec is self.recipe.sink else 'input'}",
-                        where="errors",
-                        hint="give it a file of its own",
-                    )
+    def _check_written(self) -> None:
+        """A file that a stage writes would replace the output, or be replaced by it."""
+        options = [(spec, option) for spec in self.recipe.steps for option in spec.params.options if option.written]
+        named = [(spec, option, path) for spec, option in options if (path := getattr(spec.params, option.name))]
+        paths = list(map(os.path.realpath, self._paths())) if named else []
+        for spec, option, path in named:
+            if paths.count(os.path.realpath(self._path(path))) > 1:
+                raise UsageError(
+                    f"{option.flag} {path} is also another file that the run reads or writes",
+                    where=f"step {spec.id}",
+                    hint="give it a file of its own",
+                )
 
     def _paths(self) -> Iterator[str]:
         """The files that the steps' options name."""
-        for spec in (self.recipe.source, *self.recipe.steps, self.recipe.sink):
+        for spec in self.recipe.specs:
             for option in spec.params.options:
                 value = getattr(spec.params, option.name)
                 if option.kind == "path" and value:
@@ -186,72 +209,52 @@ class Pipeline:
 
     def _skip(self, step: str, rejects: Sequence[Reject]) -> None:
         for reject in rejects:
-            self._log("warning", "record_skipped", **_described(step, reject))
+            self._log.record("warning", "record_skipped", step, partial(_skipped, reject))
 
     def _report(self, step: str, rejects: Sequence[Reject]) -> None:
         self._findings += len(rejects)
         for reject in rejects:
-            for error in reject.errors:
-                self._log("error", "finding", **{**_described(step, reject), **error})
+            self._log.record("error", "finding", step, partial(_findings, reject))
 
 
 class Nowhere(Sink):
     """For a run that only reports: it makes no output, not even an empty one."""
 
-    def write(self, batch: Batch) -> int:
-        return batch.count
+    def write(self, batch: Batch) -> list[Reject]:
+        return []
 
     def commit(self) -> None:
         pass
 
 
-def _described(step: str, reject: Reject) -> dict[str, Any]:
+def _skipped(reject: Reject) -> Iterator[dict[str, Any]]:
+    yield {**_place(reject), "message": reject.message}
+
+
+def _findings(reject: Reject) -> Iterator[dict[str, Any]]:
+    for error in reject.errors:
+        yield {**_place(reject), "message": error["message"], **error}
+
+
+def _place(reject: Reject) -> dict[str, Any]:
     origin = reject.origin
     place = {"path": origin.path, "line": origin.line, "offset": origin.offset} if origin else {}
-    return {"step": step, "code": reject.code, **place, "message": reject.message}
+    return {"code": reject.code, **place}
 
 
-def _counted(batches: Iterator[Batch], count: StepCount) -> Iterator[Batch]:
-    for batch in batches:
-        count.sent += len(batch)
-        yield batch
+def _reporting(stages: Sequence[StageStep]) -> bool:
+    return any(step.component.reports for step in stages)
 
 
-def _through(stage: Stage, count: StepCount, policy: Policy, upstream: Iterator[Batch]) -> Iterator[Batch]:
-    for batch in upstream:
-        sent = count.sent
-        yield from _sent(_outputs(stage, count, policy, batch), count)
-        if count.sent == sent:
-            yield _TICK
-    yield from _sent(stage.finish(), count)
-
-
-def _outputs(stage: Stage, count: StepCount, policy: Policy, batch: Batch) -> Iterable[Batch]:
-    if not batch.count:
-        return stage.tick() if isinstance(stage, Timed) else ()
-    count.received += len(batch)
-    prepared = stage.prepare(batch)
-    policy.reject(count, prepared.rejects)
-    count.discarded.update(prepared.discards or {})
-    return stage.apply(prepared)
-
-
-def _sent(batches: Iterable[Batch], count: StepCount) -> Iterator[Batch]:
-    for batch in batches:
-        if batch.count:
-            count.sent += batch.count
-            yield batch
-
-
-def _soonest(stages: Sequence[Timed]) -> float | None:
+def _soonest(stages: Sequence[StageStep]) -> float | None:
     return min((due for stage in stages if (due := stage.due()) is not None), default=None)
 
 
-def _shared_reads(stages: Sequence[Stage]) -> tuple[Path, ...]:
+def _shared_reads(stages: Sequence[StageStep]) -> tuple[Path, ...]:
     """The fields to decode at intake: those of the steps up to the first that needs the whole input."""
     paths: dict[Path, None] = {}
-    for stage in stages:
-        paths.update(dict.fromkeys(stage.reads()))
-        if stage.scope == "all":
+    for step in stages:
+        paths.update(dict.fromkeys(step.component.reads()))
+        if step.component.scope == "all":
             break
     return tuple(paths)

@@ -36,10 +36,10 @@ class Quarantine:
         self._file.close()
 
     def put(self, step: str, rejects: Sequence[Reject]) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self._file.append(b"".join(encode(self._envelope(step, reject, now)) + b"\n" for reject in rejects))
+        at = now()
+        self._file.append(b"".join(encode(self._envelope(step, reject, at)) + b"\n" for reject in rejects))
 
-    def _envelope(self, step: str, reject: Reject, now: str) -> dict[str, Any]:
+    def _envelope(self, step: str, reject: Reject, at: str) -> dict[str, Any]:
         return {
             "etl_quarantine": VERSION,
             **self._constant,
@@ -47,10 +47,14 @@ class Quarantine:
             "code": reject.code,
             "errors": reject.errors,
             "origin": reject.origin._asdict() if reject.origin else None,
-            "attempts": 1,
-            "at": now,
+            "attempts": reject.attempts,
+            "at": at,
             **_raw(reject.raw),
         }
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _raw(raw: bytes) -> dict[str, str]:

@@ -95,6 +95,17 @@ _FORMAT_OF_SUFFIX = {
 }
 
 
+_FOREIGN = {".parquet", ".avro", ".orc", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".db", ".sqlite", ".xml", ".toml",
+            ".msgpack", ".zip", ".tar", ".tgz", ".7z", ".lz4", ".br"}  # fmt: skip
+
+
 def format_of(path: str) -> str:
-    """The format a file's suffix stands for, a compression suffix aside; NDJSON for any other."""
-    return _FORMAT_OF_SUFFIX.get(os.path.splitext(without_suffix(path))[1].lower(), "ndjson")
+    """The format a file's suffix stands for, a compression suffix aside; NDJSON for any other. Raises UsageError for the
+    suffix of a format that is not here."""
+    suffix = os.path.splitext(without_suffix(path))[1].lower()
+    if suffix in _FOREIGN:
+        raise UsageError(
+            f"{path}: {suffix} is no format that etl knows",
+            hint="NDJSON under such a name needs etl read or etl write with --format ndjson",
+        )
+    return _FORMAT_OF_SUFFIX.get(suffix, "ndjson")

@@ -11,7 +11,8 @@ import csv
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from io import StringIO
-from itertools import accumulate
+from itertools import accumulate, chain
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 import msgspec
@@ -30,6 +31,12 @@ _encode = msgspec.json.Encoder().encode
 
 def delimiter_of(name: str) -> str:
     return "\t" if name == "tsv" else ","
+
+
+def _explain(error: csv.Error) -> str:
+    if "new-line character" in str(error):
+        return "a CR without LF stands outside quotes; if all lines end so, convert them: tr '\\r' '\\n'"
+    return str(error)
 
 
 class _Row(NamedTuple):
@@ -52,6 +59,7 @@ class Reader:
         self._dialect: dict[str, Any] = {"delimiter": delimiter_of(options.name), "strict": True}
         self._tokens = _Tokens(infer=options.types == "infer")
         self._template = ""
+        self._between: list[str] = []
         self.names: tuple[str, ...] = ()
         """The header, when the first row has been read."""
         csv.field_size_limit(min(options.max_line, 2**31 - 1))
@@ -90,7 +98,7 @@ class Reader:
         except csv.Error as error:
             if "unexpected end of data" in str(error) and not final and len(raw.chunk) <= self._options.max_line:
                 return None
-            raise self._header_error(f"the header cannot be read: {error}", raw.span) from None
+            raise self._header_error(f"the header cannot be read: {_explain(error)}", raw.span) from None
         if not names:
             return _cut(raw, reader.line_num)
         twice = {name for name in names if names.count(name) > 1}
@@ -100,28 +108,45 @@ class Reader:
         if _SURROGATE.search("".join(names)):
             raise self._header_error("the header is not UTF-8", raw.span)
         self.names = tuple(names)
-        members = ",".join(_encode(name).decode().replace("%", "%%") + ":%s" for name in names)
-        self._template = "{" + members + "}"
+        keys = [_encode(name).decode() + ":" for name in names]
+        self._template = "{" + ",".join(key.replace("%", "%%") + "%s" for key in keys) + "}"
+        # What stands before each cell of a row, and room for the cell.
+        self._between = [
+            piece for start, key in zip(["}\n{", *"," * len(keys)], keys, strict=False) for piece in (start + key, "")
+        ]
         return _cut(raw, reader.line_num)
 
     def _header_error(self, message: str, span: Span) -> DataError:
         where = f"{self._options.path}:{span.line}"
-        return DataError(f"{where}: {message}", where=where, hint="give every column a name of its own")
+        return DataError(f"{where}: {message}", where=where, hint="every column needs a name of its own")
 
     def _convert_plain(self, raw: RawChunk) -> RawChunk | None:
         """The whole chunk at once, if every line is one good row; None if any is not."""
         try:
-            text = raw.chunk.decode()
-            reader = csv.reader(StringIO(text, newline="\n"), **self._dialect)
-            rows = list(reader)
+            cells = self._cells(raw.chunk.decode(), raw.chunk.count(b"\n"))
         except (UnicodeDecodeError, csv.Error):
             return None
-        if reader.line_num != len(rows) or set(map(len, rows)) - {len(self.names)}:
+        if not cells:
             return None
-        template, token = self._template, self._tokens.__getitem__
-        lines = [template % tuple(map(token, row)) for row in rows]
+        pieces = self._between * (len(cells) // len(self.names))
+        pieces[1::2] = map(self._tokens.__getitem__, cells)
+        pieces[0] = pieces[0].removeprefix("}\n")
         self._tokens.forget()
-        return RawChunk("\n".join([*lines, ""]).encode(), raw.span)
+        return RawChunk("".join([*pieces, "}\n"]).encode(), raw.span)
+
+    def _cells(self, text: str, count: int) -> list[str] | None:
+        """The cells of all lines, one after another, if each of the `count` lines is a row as long as the header."""
+        width = len(self.names)
+        if '"' in text or "\r" in text or width == 1:
+            reader = csv.reader(StringIO(text, newline="\n"), **self._dialect)
+            rows = list(reader)
+            return list(chain.from_iterable(rows)) if len(rows) == count and set(map(len, rows)) == {width} else None
+        delimiter: str = self._dialect["delimiter"]
+        lines = text.split("\n")
+        lines.pop()
+        if set(map(methodcaller("count", delimiter), lines)) != {width - 1}:
+            return None
+        return delimiter.join(lines).split(delimiter)
 
     def _convert_rows(self, raw: RawChunk, *, final: bool) -> Generator[RawChunk | Reject, None, RawChunk | None]:
         """Row by row: with rejects, and with rows over several lines. Returns what is left: a row that is only begun."""
@@ -160,7 +185,7 @@ class Reader:
                 try:
                     cells = next(reader, None)
                 except csv.Error as error:
-                    problem = str(error)
+                    problem = _explain(error)
                 else:
                     if cells is None:
                         return
@@ -205,7 +230,9 @@ class _Tokens(dict[str, str]):
         self._infer = infer
 
     def __missing__(self, cell: str) -> str:
-        if self._infer and (cell in _WORDS or _NUMBER.fullmatch(cell)):
+        if self._infer and cell.isdecimal() and cell.isascii() and (cell[0] != "0" or cell == "0"):
+            token = cell
+        elif self._infer and (cell in _WORDS or _NUMBER.fullmatch(cell)):
             token = _WORDS.get(cell, cell)
         else:
             token = _encode(cell).decode()

@@ -35,6 +35,11 @@ class Decompressed:
         try:
             return self._file.read(size)
         except self._damage as error:
+            if "too much memory" in str(error):
+                raise DataError(
+                    f"{self._path}: the {self._method} data has a window of more than 128 MiB", where=self._path,
+                    hint="compress it again without --long or --ultra, or decompress it in the pipe: zstd -dc --long=31",
+                ) from error  # fmt: skip
             what = "cut short" if isinstance(error, EOFError) else f"damaged ({error})"
             raise DataError(
                 f"{self._path}: the {self._method} data is {what}", where=self._path,

@@ -56,13 +56,14 @@ class AtomicFile(Output):
         self._append = append
         self._durable = False
         self._temporary = ""
+        self._made: list[str] = []
         self._fd = -1
         self.last_byte = b""
         """Of the old content, when appending."""
         if exclusive and os.path.lexists(path):
             raise _exists(path)
         try:
-            os.makedirs(self._directory, exist_ok=True)
+            self._make_directories()
             _identity(self._target)  # a name that no file can have is found here, not at the end
             _sweep(self._target)
             self._create_temporary()
@@ -109,12 +110,13 @@ class AtomicFile(Output):
                 self._rename_unchanged()
             else:
                 os.rename(self._temporary, self._target)
-            fsync_directory(self._directory)
+            for directory in (*map(os.path.dirname, self._made), self._directory):
+                fsync_directory(directory)
         except FileExistsError:
             raise _exists(self.path) from None
         except OSError as error:
             raise io_error(error, self.path) from error
-        self._temporary = ""
+        self._temporary, self._made = "", []
         os.close(self._fd)
         self._fd = -1
 
@@ -123,9 +125,23 @@ class AtomicFile(Output):
             with suppress(OSError):
                 os.unlink(self._temporary)
             self._temporary = ""
+        with suppress(OSError):  # another run may have come to use one
+            while self._made:
+                os.rmdir(self._made.pop())
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _make_directories(self) -> None:
+        path, missing = self._directory, []
+        while not os.path.isdir(path):
+            missing.append(path)
+            path = os.path.dirname(path)
+        while missing:
+            with suppress(FileExistsError):  # another run was faster; if it is a file, the next call says so
+                os.mkdir(missing[-1])
+                self._made.append(missing[-1])
+            missing.pop()
 
     def _create_temporary(self) -> None:
         """A hidden file in the target's directory, at most 255 bytes of name, locked as a sign that its run is alive. Its

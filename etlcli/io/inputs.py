@@ -9,7 +9,7 @@ from fcntl import F_GETFL, fcntl
 from glob import glob, has_magic
 from select import POLLIN, poll
 
-from etlcli.errors import InputMissingError, InputOutputError
+from etlcli.errors import InputMissingError, InputOutputError, UsageError
 from etlcli.io.handshake import upstream_unfinished
 
 STDIN = "-"
@@ -96,7 +96,8 @@ def grow_pipe(fd: int) -> None:
 
 
 def open_input(path: str) -> InputStream:
-    """Raises InputMissingError when the path is not there, may not be read, or is a directory."""
+    """Raises InputMissingError when the path is not there, may not be read, or is a directory, UsageError when it is what
+    standard output appends to."""
     if path == STDIN:
         if fcntl(0, F_GETFL) & os.O_ACCMODE == os.O_WRONLY:  # the stand-in of a closed descriptor
             raise InputMissingError("standard input is closed", hint="name a file, or pipe records in")
@@ -105,9 +106,17 @@ def open_input(path: str) -> InputStream:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise InputMissingError(f"cannot open {path}: {error.strerror}", where=path) from error
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
         os.close(fd)
         raise _is_directory(path)
+    if stat.S_ISREG(status.st_mode) and status.st_size and os.path.samestat(status, os.fstat(1)):
+        os.close(fd)
+        raise UsageError(
+            f"{path} is also standard output: it would be fed what is written to it",
+            where=path,
+            hint="name it with -o, which replaces it at the end",
+        )
     return InputStream(fd, _as_text(path))
 
 

@@ -3,8 +3,8 @@
 One line an event, with fixed field names in all formats: `ts` (UTC), `level`, `event`, then the event's own fields. Values
 come from data, so on a console and in logfmt everything a terminal could obey is escaped; JSON escapes by itself.
 
-A record-level event that repeats is shown SHOWN times, then only counted, and summed up at the end: log lines are
-suppressed, records never.
+What happens to single records is shown for the first SHOWN of a step, then only counted, and summed up at the end: log
+lines are suppressed, records never.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "console", "json", "logfmt")
 SHOWN = 20
-_REPEATING = {"record_skipped", "finding"}
 
 
 class Log:
@@ -30,22 +30,28 @@ class Log:
         self._seen: Counter[tuple[str, str]] = Counter()
 
     def __call__(self, level: str, event: str, **fields: Any) -> None:
-        if LEVELS.index(level) < LEVELS.index(self.level):
-            return
-        if event in _REPEATING:
-            key = (event, str(fields.get("step", "")))
-            self._seen[key] += 1
-            if self._seen[key] > SHOWN:
-                return
-        self._write(level, event, fields)
+        if self._reached(level):
+            self._write(level, event, fields)
+
+    def record(self, level: str, event: str, step: str, describe: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        """For what happens to one record: the lines that `describe` gives, for the first SHOWN records a step. It is not
+        called for the others, since describing them all can cost more than the run."""
+        if self._reached(level):
+            self._seen[event, step] += 1
+            if self._seen[event, step] <= SHOWN:
+                for fields in describe():
+                    self._write(level, event, {"step": step, **fields})
 
     def close(self) -> None:
-        """Says how many lines were suppressed."""
+        """Says of how many records the lines were suppressed."""
         for (event, step), seen in self._seen.items():
             if seen > SHOWN:
                 fields = {"of": event, "step": step, "suppressed": seen - SHOWN, "total": seen}
                 self._write("warning", "log_lines_suppressed", fields)
         self._seen.clear()
+
+    def _reached(self, level: str) -> bool:
+        return LEVELS.index(level) >= LEVELS.index(self.level)
 
     def _write(self, level: str, event: str, fields: dict[str, Any]) -> None:
         line = _console(level, event, fields) if self._format == "console" else self._timed(level, event, fields)

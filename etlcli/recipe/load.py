@@ -13,20 +13,30 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from etlcli.core.params import parse_size
-from etlcli.core.policy import THEN, ErrorBudget
+from etlcli.core.edit import encode
+from etlcli.core.fields import parse_path
+from etlcli.core.params import Declared, parse_size
+from etlcli.core.policy import THEN, ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, Component
 from etlcli.errors import RecipeError, nearest
 from etlcli.formats.yaml12 import Node, YamlError, load
 from etlcli.io.inputs import read_whole
 from etlcli.observe.logs import LEVELS
-from etlcli.recipe.model import Recipe, StepSpec
+from etlcli.recipe.model import Fallback, OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS
 from etlcli.registry import load as load_target
 
 MAX_BYTES = 1 << 20
 VERSION = 1
 _TOP = ("version", "name", "params", "source", "steps", "sink", "runtime", "errors", "logging")
+_ELSEWHERE = {
+    "memory": "memory is shared by all steps: runtime.memory",
+    "max_errors": "the error budget is the run's: errors.max",
+    "quarantine": "the quarantine is the run's: errors.quarantine",
+    "log_level": "the level is the run's: logging.level",
+    "output": "the output is the sink's",
+}
+"""Flags of a subcommand that are no options of a step."""
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _PARAM_TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
@@ -98,28 +108,58 @@ class _Loader:
         names = [name for name, entry in COMPONENTS.items() if entry.kind == kind]
         if uses not in names:
             raise self._error(section["uses"], f"no {kind} is called {uses!r}", hint=nearest(str(uses), names))
-        on_error = self._section(section.get("on_error"), ("then",), "on_error")
-        then = self._text(on_error.get("then"), "fail")
-        if then not in THEN:
-            raise self._error(on_error["then"], f"then must be one of {', '.join(THEN)}, not {then!r}")
         id = self._text(section.get("id"), uses)
-        return StepSpec(id, uses, self._options(uses, section.get("with"), node), then)
+        options = self._declared(self._params_of(uses), section.get("with"), node, f"{uses}'s with")
+        return StepSpec(id, uses, options, self._on_error(section.get("on_error"), kind))
 
-    def _options(self, uses: str, node: Node | None, parent: Node) -> Any:
+    def _on_error(self, node: Node | None, kind: str) -> OnError:
+        section = self._section(node, ("retry", "fallback", "then"), "on_error")
+        then = self._text(section.get("then"), "fail")
+        if then not in THEN:
+            raise self._error(section["then"], f"then must be one of {', '.join(THEN)}, not {then!r}")
+        retry = self._declared(Retry, section.get("retry"), node, "retry")
+        return OnError(retry, self._fallback(section.get("fallback"), kind), then)
+
+    def _fallback(self, node: Node | None, kind: str) -> Fallback | None:
+        if node is None:
+            return None
+        section = self._section(node, ("value", "set", "steps"), "fallback")
+        if len(section) != 1:
+            raise self._error(node, "fallback needs one of value, set and steps")
+        if kind == "source" and "value" not in section:
+            raise self._error(node, "the fallback of a source is a value: a line that is no record has no fields")
+        if "steps" in section:
+            return Fallback(steps=self._steps(section["steps"]))
+        (values,) = section.values()
+        if not isinstance(values.value, dict):
+            raise self._error(values, "expected a mapping of fields to values")
+        if "value" in section:
+            return Fallback(value=encode(self._plain(values)))
+        try:
+            return Fallback(set=tuple((parse_path(name), self._plain(value)) for name, value in values.value.items()))
+        except ValueError as error:
+            raise self._error(values, str(error)) from None
+
+    def _params_of(self, uses: str) -> type[Declared]:
         component: type[Component] = load_target(COMPONENTS[uses].target)
+        return component.Params
+
+    def _declared(self, declared: type[Declared], node: Node | None, parent: Node | None, what: str) -> Any:
+        """The values of a mapping whose keys are declared options."""
         where = node or parent
-        options = component.Params.options
-        section = self._section(node, tuple(option.name for option in options), f"{uses}'s with")
-        for option in options:
+        section = self._section(node, tuple(option.name for option in declared.options), what)
+        for option in declared.options:
             if option.name in section:
                 self._parsed(section[option.name], option.parse, None)
-            elif option.required:
-                raise self._error(where, f"{uses} needs the option {option.name!r}")
+            elif option.required and where:
+                raise self._error(where, f"{what} needs the key {option.name!r}")
         try:
-            return component.Params(**{name: self._plain(value) for name, value in section.items()})
+            return declared(**{name: self._plain(value) for name, value in section.items()})
         except ValueError as error:
             named = str(error).partition(":")[0]
-            raise self._error(section.get(named, where), str(error)) from None
+            place = section.get(named, where)
+            assert place is not None
+            raise self._error(place, str(error)) from None
 
     def _read_params(self, node: Node | None) -> dict[str, Any]:
         values = {}
@@ -158,7 +198,7 @@ class _Loader:
             if known is not None and key not in known:
                 line, column = node.key_marks[key]
                 raise RecipeError(f"{what} has no key {key!r}", where=f"{self._path}:{line}:{column}",
-                                  hint=nearest(key, known))  # fmt: skip
+                                  hint=_ELSEWHERE.get(key) or nearest(key, known))  # fmt: skip
         for key in required:
             if key not in node.value:
                 raise self._error(node, f"{what} needs the key {key!r}")

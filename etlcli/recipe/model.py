@@ -4,8 +4,27 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from etlcli.core.policy import ErrorBudget
+from etlcli.core.fields import Path
+from etlcli.core.policy import ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY
+
+
+class Fallback(NamedTuple):
+    """What goes on instead of a rejected record: another record, the record with some fields set, or what some steps make
+    of it. One of the three is given."""
+
+    value: bytes | None = None
+    """A line of JSON."""
+    set: tuple[tuple[Path, Any], ...] = ()
+    steps: tuple[StepSpec, ...] = ()
+
+
+class OnError(NamedTuple):
+    """A step's policy, in the order in which it is applied."""
+
+    retry: Retry = Retry()
+    fallback: Fallback | None = None
+    then: str = "fail"
 
 
 class StepSpec(NamedTuple):
@@ -15,8 +34,7 @@ class StepSpec(NamedTuple):
     uses: str
     params: Any
     """An instance of the component's `Params`."""
-    then: str = "fail"
-    """fail, skip or quarantine. Retry and fallback, which come before it, will be fields beside this one."""
+    on_error: OnError = OnError()
 
 
 class Recipe(NamedTuple):
@@ -32,3 +50,7 @@ class Recipe(NamedTuple):
     log_level: str = "warning"
     digest: str | None = None
     """Of the recipe's text, for the quarantine; None for a subcommand."""
+
+    @property
+    def specs(self) -> tuple[StepSpec, ...]:
+        return (self.source, *self.steps, self.sink)

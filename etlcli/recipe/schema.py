@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from etlcli.core.policy import THEN
+from etlcli.core.params import Option
+from etlcli.core.policy import THEN, Retry
 from etlcli.core.stage import Component
 from etlcli.observe.logs import LEVELS
 from etlcli.registry import COMPONENTS, load
 
+_STEPS = {"$ref": "#/$defs/steps"}
 _REFERENCE = {"type": "string", "pattern": "\\$\\{[^}]*\\}"}
 
 
@@ -26,11 +28,16 @@ def recipe_schema() -> dict[str, Any]:
             "params": {"type": "object", "additionalProperties": _object(
                 {"type": {"enum": ["string", "integer", "number", "boolean"]}, "default": True})},
             "source": _one_of("source"),
-            "steps": {"type": "array", "items": _one_of("stage")},
+            "steps": _STEPS,
             "sink": _one_of("sink"),
             "runtime": _object({"memory": {"type": ["string", "integer"]}}),
             "errors": _object({"max": {"type": ["string", "integer"]}, "quarantine": {"type": "string"}}),
             "logging": _object({"level": {"enum": list(LEVELS)}}),
+        },
+        "$defs": {
+            "steps": {"type": "array", "items": _one_of("stage")},
+            "on_error": _on_error("value", "set", "steps"),
+            "on_error_of_a_source": _on_error("value"),
         },
     }  # fmt: skip
 
@@ -42,16 +49,31 @@ def _one_of(kind: str) -> dict[str, Any]:
 
 def _step(name: str, component: type[Component], help: str, kind: str) -> dict[str, Any]:
     options = component.Params.options
-    values = {option.name: {"anyOf": [option.schema(), _REFERENCE]} for option in options}
     required = [option.name for option in options if option.required]
     properties: dict[str, Any] = {
         "uses": {"const": name, "description": help},
-        "with": _object(values, required),
-        "on_error": _object({"then": {"enum": list(THEN)}}),
+        "with": _object(_values(options), required),
+        "on_error": {"$ref": "#/$defs/on_error_of_a_source" if kind == "source" else "#/$defs/on_error"},
     }
     if kind == "stage":
         properties["id"] = {"type": "string"}
     return _object(properties, ["uses", "with"] if required else ["uses"])
+
+
+def _on_error(*fallbacks: str) -> dict[str, Any]:
+    any_fallback = {"value": {"type": "object"}, "set": {"type": "object"}, "steps": _STEPS}
+    fallback = _object({name: any_fallback[name] for name in fallbacks})
+    return _object(
+        {
+            "retry": _object(_values(Retry.options)),
+            "fallback": {**fallback, "minProperties": 1, "maxProperties": 1},
+            "then": {"enum": list(THEN)},
+        }
+    )
+
+
+def _values(options: tuple[Option, ...]) -> dict[str, Any]:
+    return {option.name: {"anyOf": [option.schema(), _REFERENCE]} for option in options}
 
 
 def _object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:

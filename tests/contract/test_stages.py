@@ -22,7 +22,7 @@ from etlcli.core.stage import Context
 from etlcli.errors import EtlError
 from etlcli.io import spill
 from etlcli.registry import COMPONENTS, load
-from etlcli.stages import batch, group, sort, unbatch
+from etlcli.stages import batch, dedupe_cache, group, sort, unbatch
 from etlcli.testing.contract import CHECKS, Trial
 
 CASES = Path(__file__).parent.parent / "cases"
@@ -52,6 +52,17 @@ SORTS: dict[str, tuple[dict[str, Any], list[bytes], int]] = {
     "check-unique-fails": ({"by": "k", "check": True, "unique": True}, ORDERED, 1 << 20),
     "merge": ({"by": "k", "merge": True}, ORDERED, 600),
     "merge-fails": ({"by": "-k", "merge": True}, ORDERED, 600),
+}
+DEDUPES: dict[str, tuple[dict[str, Any], list[bytes], int]] = {
+    "memory": ({"key": "k"}, MIXED, 1 << 20),
+    "spilled": ({"key": "k,s"}, MIXED, 600),
+    "whole-record": ({}, MIXED + MIXED[::2], 1),
+    "missing": ({"key": "k"}, [*MIXED[:9], b'{"s":1}', *MIXED[3:12], b'{"s":2}'], 1 << 20),
+    "last": ({"key": "s", "keep": "last"}, MIXED, 1 << 20),
+    "last-spilled": ({"key": "k", "keep": "last"}, MIXED, 600),
+    "last-every-record-a-run": ({"key": "k", "keep": "last"}, MIXED, 1),
+    "most-recent": ({"key": "k", "max_entries": 3}, MIXED, 1 << 20),
+    "most-recent-spilled": ({"key": "k", "max_entries": 5, "ttl": "1h"}, MIXED, 1),
 }
 
 
@@ -84,13 +95,20 @@ UNBATCHES: dict[str, tuple[dict[str, Any], list[bytes], int]] = {
     "rejects": ({}, [*ORDERED[:2], b'{"records":[{"a":1},2]}', b'{"records":[]}', b'{"records":[ {"a":1} ]}'], 1 << 20),
     "nothing": ({}, [b"{}"], 1 << 20),
 }
-TRIED = {sort.Sort: SORTS, group.Group: GROUPS, batch.Batcher: BATCHES, unbatch.Unbatch: UNBATCHES}
+TRIED = {
+    sort.Sort: SORTS,
+    dedupe_cache.DedupeCache: DEDUPES,
+    group.Group: GROUPS,
+    batch.Batcher: BATCHES,
+    unbatch.Unbatch: UNBATCHES,
+}
 
 
 def _trials() -> Iterator[Any]:
     for stage, configurations in TRIED.items():
+        command = stage.__module__.rpartition(".")[2].replace("_", "-")
         for name, (options, lines, memory) in configurations.items():
-            yield pytest.param(Trial(stage, options, lines, memory), id=f"{stage.__module__.rpartition('.')[2]}-{name}")
+            yield pytest.param(Trial(stage, options, lines, memory), id=f"{command}-{name}")
     for folder in sorted(path.parent for stage in STAGES for path in CASES.glob(f"{stage}/*/cmd")):
         if trial := _of_case(folder):
             yield pytest.param(trial, id=f"{folder.parent.name}/{folder.name}")
@@ -119,7 +137,7 @@ def _of_case(folder: Path) -> Trial | None:
 def _good_lines(folder: Path, inputs: tuple[str, ...]) -> list[bytes]:
     with ExitStack() as resources:
         source = Read(Read.Params(paths=inputs), _context(folder, resources))
-        return [line for batch in source.batches() for line in batch.lines]
+        return [line for prepared in source.batches() for line in prepared.batch.lines]
 
 
 def _context(folder: Path, resources: ExitStack) -> Context:
@@ -138,6 +156,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spill, "_MIN_BLOCK", 64)
     monkeypatch.setattr(spill, "_MAX_FAN_IN", 3)
     monkeypatch.setattr(group, "_OUT", 2)
+    monkeypatch.setattr(dedupe_cache, "_OUT", 2)
+    monkeypatch.setattr(dedupe_cache, "_BLOCK", 64)
 
 
 TRIALS = list(_trials())
@@ -147,6 +167,11 @@ TRIALS = list(_trials())
 @pytest.mark.parametrize("trial", TRIALS)
 def test_contract(trial: Trial, check: Any) -> None:
     check(trial)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract_with_a_cache_file(check: Any, tmp_path: Path) -> None:
+    check(Trial(dedupe_cache.DedupeCache, {"key": "k", "cache": str(tmp_path / "c")}, MIXED, 600))
 
 
 @pytest.mark.parametrize("name", STAGES)

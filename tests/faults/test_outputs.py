@@ -95,6 +95,47 @@ def test_onto_the_input_through_a_pipe(shell: Run, work: Path) -> None:
     assert (work / "in").read_bytes() == SORTED
 
 
+def test_onto_the_input_through_redirection(shell: Run, work: Path) -> None:
+    """It would grow for ever."""
+    done = shell("etl read in >> in")
+    assert done.returncode == 2
+    assert b"in is also standard output" in done.stderr
+    assert (work / "in").read_bytes() == GOOD
+    assert shell("etl read in >> other && etl read in >> other").returncode == 0
+    assert (work / "other").read_bytes() == GOOD * 2
+
+
+@pytest.mark.parametrize("link", ["by/1.ndjson", "by"])
+def test_P6_a_value_does_not_lead_through_a_link(link: str, shell: Run, work: Path) -> None:
+    (work / "elsewhere").mkdir()
+    (work / "elsewhere" / "1.ndjson").write_bytes(b"old\n")
+    if link == "by":
+        template = "{a}/1.ndjson"
+        (work / "1").symlink_to("elsewhere")
+    else:
+        template = "by/{a}.ndjson"
+        (work / "by").mkdir()
+        (work / link).symlink_to("../elsewhere/1.ndjson")
+    done = shell(f"etl write --path-template '{template}' < in")
+    assert done.returncode == 73
+    assert b"symbolic link" in done.stderr
+    assert (work / "elsewhere" / "1.ndjson").read_bytes() == b"old\n"
+    assert not list(work.rglob("2*"))
+
+
+def test_a_template_whose_own_directory_is_a_link(shell: Run, work: Path) -> None:
+    (work / "real").mkdir()
+    (work / "link").symlink_to("real")
+    assert shell("etl write --path-template 'link/{a}.ndjson' < in").returncode == 0
+    assert sorted(os.listdir(work / "real")) == ["1.ndjson", "2.ndjson"]
+
+
+def test_a_run_that_fails_leaves_no_directories(shell: Run, work: Path) -> None:
+    (work / "in").write_bytes(GOOD + b"bad\n")
+    assert shell("etl write --path-template 'new/{a}/x.ndjson' < in; etl read in -o other/new/x").returncode == 1
+    assert not (work / "new").exists() and not (work / "other").exists()
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -196,6 +237,12 @@ def test_P5_a_full_disk(command: str, work: Path) -> None:
     assert set(rest) <= {b"old", b"q"}, done.stdout
     assert b"No space left on device" in done.stderr
     assert b"disk" in done.stderr
+
+
+@needs_root
+def test_P5_a_full_disk_leaves_no_half_sample(work: Path) -> None:
+    done = mounted(work, "size=100k", "etl init disk/demo; echo $?; ls -A disk")
+    assert done.stdout == b"74\n", done.stderr
 
 
 @needs_root

@@ -80,6 +80,17 @@ def test_an_upstream_that_is_killed(signum: int, work: Path) -> None:
     below.stderr.close()
 
 
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_upstream_that_is_killed_before_it_is_loaded(signum: int, shell: Run, work: Path) -> None:
+    """While it imports its first library."""
+    (work / "early").mkdir()
+    (work / "early" / "click.py").write_text(f"import os, time; os.kill(os.getpid(), {int(signum)}); time.sleep(60)")
+    done = shell("PYTHONPATH=early etl read good | etl sort --by a -o out; echo ${PIPESTATUS[@]}")
+    assert done.stdout.split() == [str(128 + signum).encode(), b"74"]
+    assert b"Traceback" not in done.stderr
+    assert (work / "out").read_bytes() == b"old\n"
+
+
 @pytest.mark.parametrize("above", ["cat good", "(cat good; exit 3)", "sed -n p good"])
 def test_a_neighbour_above_that_is_not_etl(above: str, shell: Run, work: Path) -> None:
     """Nothing can be known of it, as ever."""

@@ -15,7 +15,7 @@ from etlcli.cli.component import step
 from etlcli.core.policy import ErrorBudget
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import EtlError
-from etlcli.recipe.model import Recipe
+from etlcli.recipe.model import OnError, Recipe
 from etlcli.stages import sort
 from etlcli.testing.faults import errors, interrupts, kills
 
@@ -139,7 +139,7 @@ def quarantining(tmp_path: Path) -> Callable[[], None]:
     (tmp_path / "in").write_bytes(MIXED)
     recipe = Recipe(
         "job",
-        step("read", {"paths": ["in"]}, "quarantine"),
+        step("read", {"paths": ["in"]}, OnError(then="quarantine")),
         (step("sort", {"by": "k"}),),
         step("write", {"path": "out"}),
         ErrorBudget(),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import mock
 
 import pytest
 from formats import read, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from etlcli.formats import csv
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 # Texts that some reader somewhere takes for something else.
@@ -63,6 +66,20 @@ def test_csv_keeps_what_it_can_say(name: str, rows: list[tuple[str, str]]) -> No
     assert [{key: _as_cell(value) for key, value in record.items()} for record in got] == [
         {key: _as_cell(value) for key, value in exact(line).items()} for line in lines
     ]
+
+
+@pytest.mark.parametrize("header", ["k", "k,%s"])
+@given(
+    text=st.lists(
+        st.sampled_from(["1", "a", "%", "007", "1.10", "é", "١", ",", ",", "\n", "\n", "\r\n", '"', '"x,"', "\r"])
+    ).map("".join)
+)
+@settings(max_examples=150)
+def test_csv_a_chunk_at_a_time_and_row_by_row_are_the_same(header: str, text: str) -> None:
+    data = f"{header}\n{text}".encode()
+    with mock.patch.object(csv.Reader, "_convert_plain", return_value=None):
+        row_by_row = read("csv", data)
+    assert read("csv", data) == row_by_row
 
 
 def _as_cell(value: Any) -> str:

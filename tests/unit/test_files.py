@@ -109,6 +109,19 @@ def test_directories_are_made(tmp_path: Path) -> None:
     assert published(tmp_path / "a" / "b" / "c") == b"new"
 
 
+def test_directories_go_with_the_file_they_were_made_for(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    abandoned, kept = (AtomicFile(str(tmp_path / "there" / name / "b" / "c")) for name in ("a", "x"))
+    (tmp_path / "there" / "x" / "other").write_bytes(b"")
+    for file in (abandoned, kept):
+        file.abort()
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {
+        "there",
+        "there/x",
+        "there/x/other",
+    }
+
+
 def test_where_no_directory_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file" / "x", tmp_path / ("n" * 256), Path("/proc/nowhere/x")):

@@ -28,10 +28,13 @@ def test_a_ledger_that_balances() -> None:
     assert ledger.steps[0].as_dict() == {
         "step": "read",
         "in": 10,
+        "made": 0,
         "out": 7,
         "discarded": {"blank": 2},
         "rejected": {"bad_json": 1},
         "absorbed": {},
+        "healed": {},
+        "retries": 0,
     }
     Ledger().check()
     assert Ledger().received == 0

@@ -26,14 +26,19 @@ ASCENDING: list[Any] = [
     -1.5,
     -1,
     -5e-324,
+    -Decimal("1e-400"),
     0,
+    Decimal("1e-400"),
     5e-324,
+    Decimal("0.09999999999999999999"),
     0.1,
+    Decimal("0.1000000000000000055511151231257827"),
     1,
     1.5,
     2,
     10,
     2**53,
+    Decimal("9007199254740992.5"),
     2**53 + 1,
     2**53 + 2,
     2**64,
@@ -97,7 +102,7 @@ def test_the_order_across_types(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize(
     "equal",
-    [[1, 1.0, Decimal(1)], [0, -0.0, 0.0], [10**400, Decimal("1e400")], [{"a": 1, "b": 2.0}, {"b": 2, "a": 1.0}], [None, MISSING]],
+    [[1, 1.0, Decimal(1)], [0, -0.0, 0.0], [10**400, Decimal("1e400")], [10**23, Decimal("1e23")], [{"a": 1, "b": 2.0}, {"b": 2, "a": 1.0}], [None, MISSING]],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("descending", [False, True])

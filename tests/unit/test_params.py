@@ -23,6 +23,19 @@ class Example(Declared):
     kind = params.choice(("one", "two"), "A kind.", default="one")
 
 
+class Positional(Declared):
+    set = params.texts("Assignments.", metavar="ASSIGNMENT", takes=lambda word: "=" in word)
+    rules = params.texts("Rules.", singular="rule")
+    expr = params.text("An expression.", metavar="EXPR", positional=True)
+
+
+def test_what_an_option_is_called_on_the_command_line() -> None:
+    by_name = {option.name: option for option in Positional.options}
+    assert by_name["rules"].flag == by_name["rules"].shown == "--rule"
+    assert by_name["expr"].shown == "EXPR" and by_name["set"].shown == "ASSIGNMENT"
+    assert by_name["set"].positional and by_name["set"].repeats
+
+
 def test_defaults() -> None:
     assert Example().values() == {
         "name": None,

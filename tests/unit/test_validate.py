@@ -109,17 +109,17 @@ def test_formats_are_asserted_on_request(stage: Any) -> None:
     assert len(stage(schema, formats=True).prepare(batch('{"mail":"x"}')).rejects) == 1
 
 
-def test_rejects_are_a_sequence_explained_on_demand(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_are_explained_on_demand(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     checker = stage()
     asked = []
     explain = checker._verdict.errors
     monkeypatch.setattr(checker._verdict, "errors", lambda line: asked.append(line) or explain(line))
     rejects = checker.prepare(batch("{}", '{"id":1}', '{"id":2}')).rejects
     assert len(rejects) == 3 and not asked
-    assert rejects[1].raw == b'{"id":1}' and rejects[-1].raw == b'{"id":2}' and len(asked) == 2
-    assert [reject.raw for reject in rejects[:2]] == [b"{}", b'{"id":1}']
+    assert [(reject.index, reject.raw) for reject in rejects] == [(0, b"{}"), (1, b'{"id":1}'), (2, b'{"id":2}')]
+    assert not asked and rejects[1].errors and asked == [b'{"id":1}']
     monkeypatch.undo()
-    assert pickle.loads(pickle.dumps(rejects)) == list(rejects)
+    assert pickle.loads(pickle.dumps(rejects)) == rejects
 
 
 def test_any_cut_of_the_input_gives_the_same_output(stage: Any) -> None:
@@ -143,8 +143,31 @@ def test_the_schema_is_found_from_the_base_directory_or_by_its_full_path(stage: 
     assert error.value.where == "none.json" and error.value.exit_code == 66
     with pytest.raises(SchemaError):
         stage({"type": "nope"})
-    with pytest.raises(ValueError, match="schema: required"):
+    with pytest.raises(ValueError, match="schema: nothing to check by"):
         Validate.Params()
+
+
+def test_p7_rules_alone_do_not_import_the_engine(tmp_path: Path) -> None:
+    code = (
+        "import sys; from contextlib import ExitStack; from etlcli.core.ledger import StepCount; from etlcli.core.stage import Context\n"
+        "from etlcli.stages.validate import Validate\n"
+        "Validate(Validate.Params(rules=['a > 1']), Context(StepCount('x'), resources=ExitStack(), log=print, reject=print))\n"
+        "print([name for name in sys.modules if name.startswith(('jsonschema', 'etlcli.schema'))])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout == "[]\n", run.stderr
+
+
+def test_many_broken_rules_are_explained_one_at_a_time(stage: Any) -> None:
+    validate = Validate(Validate.Params(rules=["id > 1", "exists(x)"]), stage().ctx)
+    rejects = validate.prepare(batch('{"id":1}', '{"id":2,"x":0}', '{"id":"a"}')).rejects
+    assert len(rejects) == 2 and rejects[1].code == "rule"
+    assert [error["message"] for error in rejects[0].errors] == [
+        "rule id > 1: id is number 1",
+        "rule exists(x): x is missing",
+    ]
+    assert {error["keyword"] for reject in rejects for error in reject.errors} == {"rule"}
+    assert pickle.loads(pickle.dumps(rejects)) == list(rejects)
 
 
 def test_p7_the_engine_is_imported_only_when_there_is_a_schema() -> None:

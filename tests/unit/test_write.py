@@ -43,7 +43,9 @@ class Run:
         self.sink = Write(Write.Params(**options), ctx)
 
     def write(self, *lines: bytes) -> int:
-        return self.sink.write(Batch.of_lines(list(lines)))
+        rejects = self.sink.write(Batch.of_lines(list(lines)))
+        self.rejects += rejects
+        return len(lines) - len(rejects)
 
     def end(self, commit: bool = True) -> None:
         with self.resources:

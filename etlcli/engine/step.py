@@ -1,0 +1,159 @@
+"""One source, stage or sink at work: what it puts out, what it counts, and what becomes of its rejects.
+
+An empty batch is a tick: it says that time has passed, and goes through all steps. A source that has nothing to give yields
+one when a `Timed` stage is due, and a step that puts nothing out passes one on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from etlcli.core.batch import Batch, Reject
+from etlcli.core.ledger import StepCount
+from etlcli.core.policy import Policy
+from etlcli.core.stage import Prepared, Sink, Source, Stage, Timed
+from etlcli.engine.recovery import Outcome, Recovery
+from etlcli.recipe.model import OnError
+
+_TICK = Batch.of_lines([])
+Healed = list[tuple[int | None, list[Batch]]]
+"""What goes on for rejected records: the row that each stood on, and the records in its place."""
+
+
+class Step:
+    """What all three kinds share. `fallback` are the stages of a fallback's steps."""
+
+    def __init__(
+        self, component: Any, on_error: OnError, count: StepCount, policy: Policy, fallback: Sequence[Stage] = ()
+    ) -> None:
+        self.component = component
+        self.count = count
+        self._policy = policy
+        self._recovery: Recovery | None = None
+        if on_error.fallback or on_error.retry.attempts > 1:
+            self._recovery = Recovery(on_error, self._again, self._delivered, fallback, count)
+
+    def _again(self, record: Batch) -> Outcome:
+        """Another try of one record."""
+        raise NotImplementedError
+
+    def _delivered(self, batches: list[Batch]) -> Outcome:
+        """Takes what a fallback made, which goes on as it is."""
+        return batches
+
+    def _settle(self, rejects: Sequence[Reject], batch: Batch | None = None) -> Healed:
+        """Heals what can be healed and puts the others through the policy. `batch` is what the rejects were records of."""
+        if not self._recovery:
+            self._policy.reject(self.count, rejects)
+            return []
+        healed: Healed = []
+        lost: list[Reject] = []
+        for reject in rejects:
+            outcome = self._recovery.heal(reject)
+            if isinstance(outcome, list):
+                row = reject.index if batch is None or reject.index is None else batch.row(reject.index)
+                healed.append((row, outcome))
+                continue
+            lost.append(outcome)
+            if self._policy.then == "fail":
+                break
+        self._policy.reject(self.count, lost)
+        return healed
+
+    def _sent_or_tick(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        sent = self.count.sent
+        yield from self._sent(batches)
+        if self.count.sent == sent:
+            yield _TICK
+
+    def _sent(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if batch.count:
+                self.count.sent += batch.count
+                yield batch
+
+
+class SourceStep(Step):
+    component: Source
+
+    def batches(self) -> Iterator[Batch]:
+        for batch, rejects, discards, _ in self.component.batches():
+            dropped = discards or {}
+            self.count.received += batch.count + len(rejects) + sum(dropped.values())
+            self.count.discarded.update(dropped)
+            healed = self._settle(rejects) if rejects else []
+            yield from self._sent_or_tick(_in_place([batch], healed, batch))
+
+
+class StageStep(Step):
+    component: Stage
+
+    def through(self, upstream: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in upstream:
+            yield from self._sent_or_tick(self._outputs(batch) if batch.count else self._tick())
+        yield from self._sent(self.component.finish())
+
+    def due(self) -> float | None:
+        """Seconds until a tick has something to do."""
+        return self.component.due() if isinstance(self.component, Timed) else None
+
+    def _tick(self) -> Iterable[Batch]:
+        return self.component.tick() if isinstance(self.component, Timed) else ()
+
+    def _outputs(self, batch: Batch) -> Iterable[Batch]:
+        self.count.received += batch.count
+        prepared = self.component.prepare(batch)
+        healed = self._settle(prepared.rejects, batch) if prepared.rejects else []
+        return _in_place(self._apply(prepared), healed, batch)
+
+    def _again(self, record: Batch) -> Outcome:
+        prepared = self.component.prepare(record)
+        return prepared.rejects[0] if prepared.rejects else list(self._apply(prepared))
+
+    def _apply(self, prepared: Prepared) -> Iterable[Batch]:
+        self.count.discarded.update(prepared.discards or {})
+        return self.component.apply(prepared)
+
+
+class SinkStep(Step):
+    component: Sink
+
+    def write(self, batch: Batch) -> None:
+        self.count.received += batch.count
+        rejects = self.component.write(batch)
+        self.count.sent += batch.count - len(rejects)
+        for _, written in self._settle(rejects, batch) if rejects else ():
+            self.count.sent += sum(map(len, written))
+
+    def _again(self, record: Batch) -> Outcome:
+        return self._delivered([record])
+
+    def _delivered(self, batches: list[Batch]) -> Outcome:
+        for batch in batches:
+            rejects = self.component.write(batch)
+            if rejects:
+                return rejects[0]
+        return batches
+
+
+def _in_place(outs: Iterable[Batch], healed: Healed, batch: Batch) -> Iterable[Batch]:
+    """What a step puts out for `batch`, with what goes on for its rejects where they stood. Behind a batch that did not
+    come from `batch` all of them follow."""
+    return _merged(outs, healed, batch) if healed else outs
+
+
+def _merged(outs: Iterable[Batch], healed: Healed, batch: Batch) -> Iterator[Batch]:
+    waiting = list(reversed(healed))
+    for out in outs:
+        start = 0
+        while waiting and out.is_kin(batch) and (row := waiting[-1][0]) is not None:
+            place = out.place_of(row)
+            if place == out.count:
+                break
+            yield out.take(range(start, place))
+            yield from waiting.pop()[1]
+            start = place
+        yield out.take(range(start, out.count)) if start else out
+    while waiting:
+        yield from waiting.pop()[1]

@@ -1,0 +1,263 @@
+"""`dedupe-cache`: one record a key, in this run or, with a cache file, in all runs.
+
+`prepare` makes a key text for each record; `apply` asks the store for a batch's distinct keys at once, so that nearly
+all of the work is done by sets. Keys that outgrow the memory go to a table on disk, and so do the records that
+--keep last must hold: all of them one after another in a spill file, with a byte each in memory that says whether the
+record is still the last of its key.
+
+The keys of a run are committed to the cache file when its output is published, never before: a run that fails or dies
+leaves the cache as it was, and the next one sees its records as new. A crash in the moment between the two lets
+records through twice, and loses none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from etlcli.core import params
+from etlcli.core.batch import Batch, Reject
+from etlcli.core.fields import MISSING, Path, parse_path, pointer
+from etlcli.core.keys import keys_of, keys_of_records
+from etlcli.core.stage import Context, Prepared, Stage, State
+from etlcli.errors import DataError, EtlError
+from etlcli.io.files import Output, open_output
+from etlcli.io.spill import Run, SpillFile, spill_directory
+from etlcli.state.store import RecentStore, Store
+
+if TYPE_CHECKING:
+    from etlcli.state.sqlite import CacheFile
+
+# What a record that is held costs beside its bytes: the line's header and list slot.
+_OVERHEAD = 64
+_OUT = 4096
+_BLOCK = 1 << 20
+
+
+class DedupeCache(Stage):
+    help = """Let the first record of each key pass, and drop the others as duplicates.
+
+The key is the value of a field, or of several; without --key it is the whole record. Values are compared, not their
+spelling: 1 is 1.0, and {"a":1,"b":2} is {"b":2,"a":1}; integers of any size compare exactly, and 1 is neither "1" nor true.
+Null is a value like any other. A record that lacks a key field is rejected (missing_field), since nothing says what it is
+the same as.
+
+--cache keeps the keys in a file, for the next run. They are written when this run's output is complete and published, so
+a run that fails has seen nothing. Runs that share the file take turns: one that waits five seconds gives up (exit 75). With
+--ttl a key is forgotten that long after the record that passed; later duplicates do not extend it. With --max-entries only
+so many keys are kept, and the one whose last use is longest ago goes first.
+
+--keep last lets the last record of each key pass instead, at the end of the input, in the order of those records. It works
+on one run's input, so it goes with no cache.
+
+Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a name; the result is the same."""
+    examples = (
+        ("etl dedupe-cache --key id flights.ndjson", "the first record of each id"),
+        ("etl dedupe-cache --key carrier,flight --keep last flights.ndjson", "the last of each carrier and flight"),
+        (
+            "etl dedupe-cache --key id --cache seen.db --ttl 30d flights.ndjson",
+            "what no run of the last 30 days has seen",
+        ),
+        ("etl dedupe-cache --dupes again.ndjson flights.ndjson", "whole records; the duplicates into a file"),
+    )
+    scope = "all"
+
+    class Params(params.Declared):
+        key = params.fields("Fields that make the key; by default the whole record.")
+        cache = params.path("File that keeps the keys for the next run; made if it is not there.", written=True)
+        ttl = params.duration("How long a key is remembered.")
+        max_entries = params.integer("Most keys that are remembered; the least recently used go first.", minimum=1)
+        keep = params.choice(("first", "last"), "Which record of a key passes.", default="first")
+        dupes = params.path("Write the duplicates to FILE, as NDJSON, published with the output.", written=True)
+
+        def verify(self) -> None:
+            if self.keep == "last" and (self.cache or self.ttl is not None or self.max_entries):
+                raise ValueError("keep: last goes with neither cache, ttl nor max_entries")
+            if self.ttl == 0:
+                raise ValueError("ttl: must be more than 0")
+            try:
+                tuple(map(parse_path, self.key))
+            except ValueError as error:
+                raise ValueError(f"key: {error}") from None
+
+    def __init__(self, params: Any, ctx: Context, state: State | None = None) -> None:
+        super().__init__(params, ctx, state)
+        self._paths = tuple(map(parse_path, params.key))
+        self._cache: CacheFile | None = None
+        self._path = os.path.join(ctx.base_dir, params.cache) if params.cache else ""
+        self._about = {"stage": "dedupe-cache", "key": list(map(pointer, self._paths))}
+        if self._path and os.path.lexists(self._path):
+            from etlcli.state.sqlite import check_cache
+
+            check_cache(self._path, self._about)
+        self._store: Store | None = None
+        self._last = _Last(ctx) if params.keep == "last" else None
+        self._dupes: Output | None = None
+
+    def reads(self) -> tuple[Path, ...]:
+        return self._paths
+
+    def prepare(self, batch: Batch) -> Prepared:
+        if not self._paths:
+            return Prepared(batch, extra=keys_of_records(batch))
+        columns = batch.columns(self._paths)
+        rejects: list[Reject] = []
+        if any(MISSING in column for column in columns):
+            rejects = list(self._lacking(batch, columns))
+            batch = batch.without({reject.index for reject in rejects if reject.index is not None})
+            columns = batch.columns(self._paths)
+        return Prepared(batch, rejects, extra=keys_of(columns))
+
+    def apply(self, prepared: Prepared) -> Iterable[Batch]:
+        batch, keys = prepared.batch, prepared.extra
+        if not batch.count:
+            return
+        self._open_dupes()
+        if self._last:
+            self._last.add(keys, batch.lines)
+            return
+        new = self._new(keys)
+        if len(new) == batch.count:
+            yield batch
+            return
+        self._drop(batch.without(set(new)) if self._dupes else None, batch.count - len(new))
+        yield batch.take(new)
+
+    def finish(self) -> Iterable[Batch]:
+        if self._last:
+            for lines, last in self._last.parts():
+                kept = list(compress(lines, last))
+                if len(kept) < len(lines):
+                    dropped = [line for line, is_last in zip(lines, last, strict=True) if not is_last]
+                    self._drop(Batch.of_lines(dropped), len(dropped))
+                yield Batch.of_lines(kept)
+        if self._cache and self._store:
+            self._cache.settle()
+            self._store.flush()
+        self._open_dupes()
+        if self._dupes:
+            self._dupes.flush()
+
+    def commit(self) -> None:
+        try:
+            if self._dupes:
+                self._dupes.commit()
+            if self._cache:
+                self._cache.commit()
+        except EtlError as error:
+            error.hint = "the output was published all the same; the next run may let its records through once more"
+            raise
+
+    def _lacking(self, batch: Batch, columns: list[list[Any]]) -> Iterator[Reject]:
+        for index, values in enumerate(zip(*columns, strict=True)):
+            if MISSING in values:
+                lacking = [path for path, value in zip(self._paths, values, strict=True) if value is MISSING]
+                errors = [{"pointer": pointer(path), "message": "the key field is missing"} for path in lacking]
+                yield batch.reject(index, "missing_field", errors)
+
+    def _new(self, keys: list[str]) -> Sequence[int]:
+        """The places of the records that pass."""
+        store = self._store = self._store or self._open_store()
+        value = {"seen": round(time(), 3)}
+        if isinstance(store, RecentStore):
+            return store.use(keys, value, self._is_fresh)
+        distinct = set(keys)
+        known = store.get(distinct)
+        if self.params.ttl is not None:
+            known = {key: held for key, held in known.items() if self._is_fresh(held)}
+        new = distinct.difference(known)
+        if not new:
+            return ()
+        store.put(dict.fromkeys(new, value))
+        if len(new) == len(keys):
+            return range(len(keys))
+        first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
+        return sorted(map(first.__getitem__, new))
+
+    def _is_fresh(self, held: Any) -> bool:
+        if self.params.ttl is None:
+            return True
+        try:
+            return bool(time() - held["seen"] < self.params.ttl)
+        except (TypeError, KeyError):
+            raise DataError(f"{self._path} holds a value without the time it was seen: {held!r}") from None
+
+    def _open_store(self) -> Store:
+        """At the first record, not before: a dry run makes no cache file, and does not wait for one."""
+        ctx, table = self.ctx, None
+        if self._path:
+            from etlcli.state.sqlite import CacheFile
+
+            self._cache = CacheFile(self._path, self._about)
+            ctx.resources.callback(self._cache.close)
+            table = self._cache.table
+        memory = ctx.memory // 4 * 3
+        if self.params.max_entries:
+            return RecentStore(self.params.max_entries, memory, ctx.resources, table)
+        return Store(memory, ctx.resources, table)
+
+    def _open_dupes(self) -> None:
+        if self.params.dupes and self._dupes is None:
+            self._dupes = open_output(os.path.join(self.ctx.base_dir, self.params.dupes))
+            self.ctx.resources.callback(self._dupes.abort)
+
+    def _drop(self, duplicates: Batch | None, count: int) -> None:
+        self.ctx.discard("duplicate", count)
+        if self._dupes and duplicates:
+            self._dupes.write(duplicates.chunk)
+
+
+class _Last:
+    """All records of the input, and which of them is the last of its key."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._places = Store(ctx.memory // 2, ctx.resources)
+        self._is_last = bytearray()
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._spill: SpillFile | None = None
+        self._runs: list[Run] = []
+
+    def add(self, keys: list[str], lines: list[bytes]) -> None:
+        start = len(self._is_last)
+        here = dict(zip(keys, range(start, start + len(keys)), strict=True))
+        is_last = self._is_last
+        is_last += bytes(len(keys))
+        for place in here.values():
+            is_last[place] = 1
+        for place in self._places.get(here.keys()).values():
+            is_last[place] = 0
+        self._places.put(here)
+        self._lines += lines
+        self._size += sum(map(len, lines)) + _OVERHEAD * len(lines)
+        if self._size + len(is_last) > self._ctx.memory // 4:
+            self._write_run()
+
+    def parts(self) -> Iterator[tuple[list[bytes], bytearray]]:
+        """The records, in order, each with whether it is the last of its key."""
+        start = 0
+        for lines in self._stored():
+            yield lines, self._is_last[start : start + len(lines)]
+            start += len(lines)
+
+    def _stored(self) -> Iterator[list[bytes]]:
+        for run in self._runs:
+            assert self._spill is not None
+            for chunk in self._spill.read_run(run, _BLOCK):
+                yield Batch.of_chunk(chunk).lines
+        for start in range(0, len(self._lines), _OUT):
+            yield self._lines[start : start + _OUT]
+
+    def _write_run(self) -> None:
+        if self._spill is None:
+            directory = spill_directory(None)
+            self._spill = SpillFile(directory)
+            self._ctx.resources.callback(self._spill.close)
+            self._ctx.log("debug", "spilling", step=self._ctx.step, directory=directory)
+        blocks = (self._lines[start : start + _OUT] for start in range(0, len(self._lines), _OUT))
+        self._runs.append(self._spill.write_run(b"\n".join([*block, b""]) for block in blocks))
+        self._lines, self._size = [], 0

@@ -1,0 +1,130 @@
+"""The newest keys in memory, the others in a table: of the run, or of a cache file.
+
+`Store` is asked and told in whole batches. `RecentStore` forgets the key that was not used for longest when there are more
+than a number of them; that depends on every single use, so it goes through a batch key by key.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a run whose keys fit into memory never loads SQLite
+    from etlcli.state.sqlite import Table
+
+# What a key in memory costs beside its characters (CPython, 64 bit): the string's header, its place in a dict that may
+# just have grown, its share of a copy while it grows.
+_OVERHEAD = 200
+
+
+class Store:
+    """Keyed values. Without a `table` one is made, for this run only, when `memory` bytes do not hold them all."""
+
+    def __init__(self, memory: int, resources: ExitStack, table: Table | None = None) -> None:
+        self._newest: dict[str, Any] = {}
+        self._size = 0
+        self._limit = memory
+        self._resources = resources
+        self._table = table
+
+    def get(self, keys: Collection[str]) -> dict[str, Any]:
+        """The values of those keys that are known."""
+        newest = self._newest
+        found = {key: newest[key] for key in newest.keys() & keys}
+        if self._table is not None and len(found) < len(keys):
+            found.update(self._table.get(set(keys).difference(found)))
+        return found
+
+    def put(self, entries: Mapping[str, Any]) -> None:
+        self._newest.update(entries)
+        self._grow(entries)
+
+    def flush(self) -> None:
+        """Everything into the table, in the order of the keys: much faster than as they came."""
+        newest = self._newest
+        self._write((key, newest[key]) for key in sorted(newest))
+
+    def _write(self, entries: Iterable[tuple[str, Any]]) -> None:
+        if self._table is None:
+            from etlcli.state.sqlite import temporary_table
+
+            self._table = temporary_table()
+            self._resources.callback(self._table.close)
+        self._table.put(entries)
+        self._newest.clear()
+        self._size = 0
+
+    def _grow(self, keys: Collection[str]) -> None:
+        self._size += sum(map(len, keys)) + _OVERHEAD * len(keys)
+        if self._size > self._limit:
+            self.flush()
+
+
+class RecentStore(Store):
+    """At most `most` keys: a new one drives out the one whose last use is longest ago.
+
+    The keys in memory, in the order of their last use, are newer than all of the table, whose rows are in that order too.
+    A key of the table that is used moves to memory.
+    """
+
+    _newest: OrderedDict[str, Any]
+
+    def __init__(self, most: int, memory: int, resources: ExitStack, table: Table | None = None) -> None:
+        super().__init__(memory, resources, table)
+        self._newest = OrderedDict()
+        self._most = most
+        self._stored = 0
+        if table is not None:
+            self._stored = len(table)
+            self._forget(table, table.oldest(self._stored - most) if self._stored > most else [])
+
+    def use(self, keys: Sequence[str], value: Any, good: Callable[[Any], bool]) -> list[int]:
+        """The places of the keys that are not known by then, with a `good` value. Those get `value`."""
+        newest = self._newest
+        # Not as a difference of sets: that would go through all of `newest`, which is no plain dict.
+        asked = {key for key in keys if key not in newest} if self._stored else ()
+        stored = self._table.get(asked) if self._table and asked else {}
+        moved, dropped = set[str](), set[str]()
+        # More than this cannot have to go.
+        most_ageing = len(set(keys)) + len(stored) if self._stored + len(newest) + len(keys) > self._most else 0
+        ageing = iter(self._table.oldest(most_ageing) if self._table and most_ageing else ())
+        left, new = self._stored, []
+        for place, key in enumerate(keys):
+            if key in newest:
+                newest.move_to_end(key)
+                held = newest[key]
+            else:
+                held = stored.pop(key, None)
+                newest[key] = held
+                if held is not None:
+                    moved.add(key)
+                    left -= 1
+                self._size += len(key) + _OVERHEAD
+            if held is None or not good(held):
+                new.append(place)
+                newest[key] = value
+            if left + len(newest) > self._most:
+                oldest = next((old for old in ageing if old not in moved), None)
+                if oldest is None:
+                    self._size -= len(newest.popitem(last=False)[0]) + _OVERHEAD
+                else:
+                    dropped.add(oldest)
+                    stored.pop(oldest, None)
+                    left -= 1
+        if self._table is not None:
+            self._forget(self._table, moved | dropped)
+        if self._size > self._limit:
+            self.flush()
+        return new
+
+    def flush(self) -> None:
+        """Everything into the table, the least recently used first."""
+        self._stored += len(self._newest)
+        self._write(self._newest.items())
+
+    def _forget(self, table: Table, keys: Collection[str]) -> None:
+        if keys:
+            table.delete(keys)
+            self._stored -= len(keys)
