@@ -24,6 +24,9 @@ COMPONENTS: dict[str, Entry] = {
     "filter": Entry("stage", "etlcli.stages.filter:Filter", "Keep the records for which an expression is true"),
     "map": Entry("stage", "etlcli.stages.map:Map", "Set, drop, keep and rename fields"),
     "sort": Entry("stage", "etlcli.stages.sort:Sort", "Sort records by fields, in bounded memory"),
+    "group": Entry("stage", "etlcli.stages.group:Group", "Aggregate or collect records by fields, in bounded memory"),
+    "batch": Entry("stage", "etlcli.stages.batch:Batcher", "Put runs of records into one record each"),
+    "unbatch": Entry("stage", "etlcli.stages.unbatch:Unbatch", "Put out the records that batches hold"),
     "dedupe-cache": Entry(
         "stage",
         "etlcli.stages.dedupe_cache:DedupeCache",

@@ -148,6 +148,13 @@ def test_P4_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
     assert ten < 64 + 60
 
 
+def test_P4_groups_go_to_disk(tmp_path: Path) -> None:
+    """As many groups as records: the memory does not grow with them."""
+    path = big_file(tmp_path / "big.ndjson", 60_000)
+    for options in (["--agg", "count=count()", "--agg", "sum=sum(key)"], ["--emit", "list"], ["--emit", "stream"]):
+        assert peak_mib("group", "--by", "n,key", *options, "--memory", "16MiB", path) < 16 + 60
+
+
 # -- P5: all or nothing --------------------------------------------------------------------------------------------
 
 

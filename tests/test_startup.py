@@ -19,6 +19,9 @@ ALLOWED = {
     "retry-wrap": {"click", "msgspec"},
     "write": {"click", "msgspec"},
     "validate": {"click", "msgspec", "jsonschema_rs"},
+    "group": {"click", "msgspec"},
+    "batch": {"click", "msgspec"},
+    "unbatch": {"click", "msgspec"},
 }
 WATCHED = {
     "click", "msgspec", "rich", "orjson", "yaml", "jsonschema", "jsonschema_rs", "prometheus_client", "tenacity",
@@ -30,6 +33,8 @@ ARGUMENTS = {
     "filter": ["a > 1"],
     "map": ["a = 1"],
     "sort": ["--by", "a"],
+    "group": ["--by", "a"],
+    "batch": ["--size", "2"],
     "retry-wrap": ["--", "cat"],
     "write": ["-"],
     "validate": ["--schema", "schema.json"],

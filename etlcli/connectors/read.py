@@ -12,7 +12,7 @@ from etlcli.core.intake import DEFAULT_MAX_LINE, parse
 from etlcli.core.stage import Context, Prepared, Source
 from etlcli.formats import Reader, ReadOptions, format_of, module
 from etlcli.io.compression import opened
-from etlcli.io.inputs import STDIN, InputStream, check_input, expand, open_input
+from etlcli.io.inputs import STDIN, InputStream, Prefixed, check_input, expand, open_input
 from etlcli.registry import FORMATS
 
 
@@ -56,6 +56,7 @@ CSV is 1.10 in the JSON."""
         for path in self._paths:
             stream = open_input(path)
             try:
+                yield from self._idle(stream)
                 yield from self._read(stream, path)
             finally:
                 stream.close()
@@ -63,11 +64,19 @@ CSV is 1.10 in the JSON."""
     def _read(self, stream: InputStream, path: str) -> Iterator[Prepared]:
         name = format_of(path) if self.params.format == "auto" else self.params.format
         options = ReadOptions(name, stream.path, self.ctx.log, self.params.types, self.params.max_line)
-        reader: Reader = module(name).Reader(opened(stream), options)
+        content = opened(stream)
+        reader: Reader = module(name).Reader(content, options)
         project = projection(self.ctx.reads)
         for item in reader.chunks():
             if isinstance(item, Reject):
                 yield Prepared(Batch.of_lines([]), [item])
-            else:
-                batch, rejects, blank = parse(item.chunk, item.span, project, self.params.max_line)
-                yield Prepared(batch, rejects, {"blank": blank} if blank else None)
+                continue
+            batch, rejects, blank = parse(item.chunk, item.span, project, self.params.max_line)
+            yield Prepared(batch, rejects, {"blank": blank} if blank else None)
+            if isinstance(content, Prefixed) and not item.more:  # else there may be more than the stream knows of
+                yield from self._idle(stream)
+
+    def _idle(self, stream: InputStream) -> Iterator[Prepared]:
+        """An empty batch whenever a step is due, until there is something to read."""
+        while (due := self.ctx.due()) is not None and not stream.wait(due):
+            yield Prepared(Batch.of_lines([]))

@@ -11,7 +11,10 @@ process and later in many: `prepare` is pure and may run anywhere, `apply` is or
     keys.py      texts that are equal where values are
     ordering.py  order-preserving keys for any JSON values
     params.py    one declaration per option
-    stage.py     Source, Stage, Sink, Context
+    exact.py     arithmetic that rounds once
+    aggregates.py, groups.py
+                 what is worked out about groups of records, in parts that can be merged
+    stage.py     Source, Stage, Sink, Context, Timed
     policy.py    what happens to a rejected record
     ledger.py    the counts behind "nothing is lost silently"
 """

@@ -95,10 +95,10 @@ class Projection:
         return values if len(path) == 1 else [walk(value, path[1:]) for value in values]
 
 
-def projected_struct(names: Mapping[str, str], *, forbid_unknown: bool = False) -> Any:
+def projected_struct(names: Mapping[str, str], *, forbid_unknown: bool = False, kind: Any = Any) -> Any:
     """A struct type that decodes the named fields, each to the attribute it is mapped to. None when a name has
     characters the decoder does not take in a struct (quotes, backslashes, controls)."""
-    fields = [(attribute, Any, MISSING) for attribute in names.values()]
+    fields = [(attribute, kind, MISSING) for attribute in names.values()]
     renamed = {attribute: name for name, attribute in names.items()}
     try:
         return msgspec.defstruct("Projected", fields, rename=renamed, gc=False, forbid_unknown_fields=forbid_unknown)

@@ -136,6 +136,14 @@ def _is_utf8(chunk: bytes) -> bool:
     return True
 
 
+def too_deep_inside(batch: Batch, opening: bytes) -> list[int]:
+    """The indices of the records that would be too deep to read once they lie inside these brackets."""
+    brackets = batch.chunk.count(b"{") + batch.chunk.count(b"[")
+    if brackets - batch.count + 1 + len(opening) <= MAX_DEPTH:
+        return []
+    return [index for index, line in enumerate(batch.lines) if too_deep(opening + line)]
+
+
 def too_deep(line: bytes) -> bool:
     """Whether a line nests deeper than MAX_DEPTH; brackets inside strings do not count."""
     if len(line) <= MAX_DEPTH or line.count(b"{") + line.count(b"[") <= MAX_DEPTH:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from time import monotonic
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
@@ -65,6 +66,8 @@ class Context:
         retry: Retrying = once,
         reads: tuple[Path, ...] = (),
         started: float = 0.0,
+        clock: Callable[[], float] = monotonic,
+        due: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.count = count
         self.step = count.step
@@ -78,6 +81,10 @@ class Context:
         """Fields the steps after a source want decoded (a source only)."""
         self.started = started
         """When the run began, in seconds since 1970: what `now()` is for all of its steps, in every process."""
+        self.clock = clock
+        """Seconds, from no particular start and never back."""
+        self.due = due
+        """Seconds until a step after a source wants to be ticked, None while none does (a source only)."""
 
     def discard(self, reason: str, count: int) -> None:
         """`count` records were dropped on purpose."""
@@ -110,7 +117,8 @@ class Source(Component):
 
     def batches(self) -> Iterator[Prepared]:
         """Batches of good records, in order, each with the lines that were none and, as discards, blank lines: all that
-        was read."""
+        was read. A source that waits for input should wait no longer than `ctx.due()` says, and then yield an empty
+        batch."""
         raise NotImplementedError
 
 
@@ -148,6 +156,17 @@ class Stage(Component):
     def snapshot(self) -> State | None:
         """Small state, as JSON can say it; None for a stage that has none."""
         return None
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A stage for which time passes while no record comes."""
+
+    def due(self) -> float | None:
+        """Seconds until `tick` has something to do; None while nothing waits for time to pass."""
+
+    def tick(self) -> Iterable[Batch]:
+        """What is due by now. Called now and then, in between batches."""
 
 
 class Sink(Component):

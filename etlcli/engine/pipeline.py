@@ -57,7 +57,8 @@ class Pipeline:
             for stage in stages:
                 batches = stage.through(self._entering(stage.count, batches))
             for batch in self._entering(sink.count, batches):
-                sink.write(batch)
+                if batch.count:
+                    sink.write(batch)
             self.recipe.budget.check(self.ledger, finished=True)
             self.ledger.check()
             if self._findings:
@@ -103,7 +104,8 @@ class Pipeline:
         spec = self.recipe.source
         # A run that only reports says of every bad line what is wrong, rather than stop at the first.
         policy = self._policy("report" if spec.on_error.then == "fail" and _reporting(stages) else spec.on_error.then)
-        context = self._context(spec, count, policy, resources, reads=_shared_reads(stages))
+        reads, due = _shared_reads(stages), partial(_soonest, stages)
+        context = self._context(spec, count, policy, resources, reads=reads, due=due)
         source: Source = self._component("source", spec, context)
         return SourceStep(source, spec.on_error, count, policy, self._fallback(spec, context))
 
@@ -242,6 +244,10 @@ def _place(reject: Reject) -> dict[str, Any]:
 
 def _reporting(stages: Sequence[StageStep]) -> bool:
     return any(step.component.reports for step in stages)
+
+
+def _soonest(stages: Sequence[StageStep]) -> float | None:
+    return min((due for stage in stages if (due := stage.due()) is not None), default=None)
 
 
 def _shared_reads(stages: Sequence[StageStep]) -> tuple[Path, ...]:

@@ -1,4 +1,8 @@
-"""One source, stage or sink at work: what it puts out, what it counts, and what becomes of its rejects."""
+"""One source, stage or sink at work: what it puts out, what it counts, and what becomes of its rejects.
+
+An empty batch is a tick: it says that time has passed, and goes through all steps. A source that has nothing to give yields
+one when a `Timed` stage is due, and a step that puts nothing out passes one on.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,11 @@ from typing import Any
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.ledger import StepCount
 from etlcli.core.policy import Policy
-from etlcli.core.stage import Prepared, Sink, Source, Stage
+from etlcli.core.stage import Prepared, Sink, Source, Stage, Timed
 from etlcli.engine.recovery import Outcome, Recovery
 from etlcli.recipe.model import OnError
 
+_TICK = Batch.of_lines([])
 Healed = list[tuple[int | None, list[Batch]]]
 """What goes on for rejected records: the row that each stood on, and the records in its place."""
 
@@ -56,6 +61,12 @@ class Step:
         self._policy.reject(self.count, lost)
         return healed
 
+    def _sent_or_tick(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        sent = self.count.sent
+        yield from self._sent(batches)
+        if self.count.sent == sent:
+            yield _TICK
+
     def _sent(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
             if batch.count:
@@ -72,7 +83,7 @@ class SourceStep(Step):
             self.count.received += batch.count + len(rejects) + sum(dropped.values())
             self.count.discarded.update(dropped)
             healed = self._settle(rejects) if rejects else []
-            yield from self._sent(_in_place([batch], healed, batch))
+            yield from self._sent_or_tick(_in_place([batch], healed, batch))
 
 
 class StageStep(Step):
@@ -80,11 +91,21 @@ class StageStep(Step):
 
     def through(self, upstream: Iterator[Batch]) -> Iterator[Batch]:
         for batch in upstream:
-            self.count.received += batch.count
-            prepared = self.component.prepare(batch)
-            healed = self._settle(prepared.rejects, batch) if prepared.rejects else []
-            yield from self._sent(_in_place(self._apply(prepared), healed, batch))
+            yield from self._sent_or_tick(self._outputs(batch) if batch.count else self._tick())
         yield from self._sent(self.component.finish())
+
+    def due(self) -> float | None:
+        """Seconds until a tick has something to do."""
+        return self.component.due() if isinstance(self.component, Timed) else None
+
+    def _tick(self) -> Iterable[Batch]:
+        return self.component.tick() if isinstance(self.component, Timed) else ()
+
+    def _outputs(self, batch: Batch) -> Iterable[Batch]:
+        self.count.received += batch.count
+        prepared = self.component.prepare(batch)
+        healed = self._settle(prepared.rejects, batch) if prepared.rejects else []
+        return _in_place(self._apply(prepared), healed, batch)
 
     def _again(self, record: Batch) -> Outcome:
         prepared = self.component.prepare(record)

@@ -30,6 +30,8 @@ class RawChunk(NamedTuple):
 
     chunk: bytes
     span: Span
+    more: bool = False
+    """Whether the next chunk is at hand already, and needs no more input."""
 
 
 class ReadOptions(NamedTuple):

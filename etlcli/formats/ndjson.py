@@ -59,12 +59,16 @@ class Reader:
         if count > _MAX_LINES:
             lines = chunk.split(b"\n")[:-1]
             for start in range(0, count, _MAX_LINES):
-                yield from self._raw(b"\n".join([*lines[start : start + _MAX_LINES], b""]))
+                part = b"\n".join([*lines[start : start + _MAX_LINES], b""])
+                yield self._part(part, part.count(b"\n"), more=start + _MAX_LINES < count)
             return
+        yield self._part(chunk, count)
+
+    def _part(self, chunk: bytes, count: int, *, more: bool = False) -> RawChunk:
         span = Span(self._options.path, self._line, self._offset, chunk, count=count)
         self._line += count
         self._offset += len(chunk)
-        yield RawChunk(chunk, span)
+        return RawChunk(chunk, span, more)
 
     def _skip(self, start: bytes) -> Iterator[Reject]:
         size, found = len(start), -1

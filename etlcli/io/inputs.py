@@ -15,6 +15,7 @@ from etlcli.io.handshake import upstream_unfinished
 STDIN = "-"
 PIPE_SIZE = 1 << 20
 _F_SETPIPE_SZ = 1031
+_LONGEST_WAIT = 3600.0
 
 
 class InputStream:
@@ -48,6 +49,12 @@ class InputStream:
                 hint="its records are incomplete, so nothing was published; see its own message",
             )
         return block
+
+    def wait(self, seconds: float) -> bool:
+        """Whether there is something to read, or the end, within that time. Of a file there always is."""
+        waiting = poll()
+        waiting.register(self._fd, POLLIN)
+        return bool(waiting.poll(min(max(seconds, 0.0), _LONGEST_WAIT) * 1000))
 
     def _read_ready(self, block: bytes, size: int) -> bytes:
         assert self._poll is not None

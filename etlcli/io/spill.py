@@ -2,16 +2,26 @@
 
 All runs of a stage lie one after another in one file that has no name: it cannot be left behind, whatever ends the
 process, and it costs one descriptor however many runs there are. A run is immutable once it is written.
+
+`LineSorter` puts lines into the order of their bytes, however many there are. Its merge goes block by block: all lines up
+to the smallest last line among the loaded blocks are there, so that they can be sorted together, by one call into C.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 from etlcli.errors import InputOutputError
+
+_BLOCK_LINES = 4096
+_MIN_BLOCK = 32 << 10
+_MAX_FAN_IN = 256
+_LINE_OVERHEAD = 48
 
 
 class Run(NamedTuple):
@@ -80,6 +90,77 @@ class SpillFile:
             where=self._directory,
             hint="choose another directory with --temp-dir or TMPDIR, or raise --memory",
         )
+
+
+class LineSorter:
+    """Lines in, in any order, and out in the order of their bytes; at most `memory` bytes of them at a time."""
+
+    def __init__(self, spill: SpillFile, memory: int) -> None:
+        self._spill = spill
+        self._memory = memory
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._runs: list[Run] = []
+
+    def add(self, lines: list[bytes]) -> None:
+        self._lines += lines
+        self._size += sum(map(len, lines)) + _LINE_OVERHEAD * len(lines)
+        if self._size > self._memory // 2:
+            self._lines.sort()
+            self.add_sorted(self._lines)
+            self._lines, self._size = [], 0
+
+    def add_sorted(self, lines: Iterable[bytes]) -> None:
+        """Lines that are in order already, which go to disk at once."""
+        self._runs.append(self._write(lines))
+
+    def sorted(self) -> Iterator[list[bytes]]:
+        """All lines, in parts."""
+        self._lines.sort()
+        if not self._runs:
+            yield self._lines
+            return
+        self.add_sorted(self._lines)
+        self._lines, runs = [], self._runs
+        fan_in = max(2, min(_MAX_FAN_IN, self._memory // 4 // _MIN_BLOCK))
+        while len(runs) > fan_in:
+            groups = [runs[start : start + fan_in] for start in range(0, len(runs), fan_in)]
+            runs = [self._write(line for part in self._merge(group) for line in part) for group in groups]
+        yield from self._merge(runs)
+
+    def _write(self, lines: Iterable[bytes]) -> Run:
+        rest = iter(lines)
+        blocks = iter(lambda: b"\n".join([*islice(rest, _BLOCK_LINES), b""]), b"")
+        return self._spill.write_run(blocks)
+
+    def _merge(self, runs: Sequence[Run]) -> Iterator[list[bytes]]:
+        share = max(_MIN_BLOCK, self._memory // 4 // len(runs))
+        loaded = [_Loaded(self._spill.read_run(run, share)) for run in runs]
+        while live := [block for block in loaded if block.lines]:
+            bound = min(block.lines[-1] for block in live)
+            part = [line for block in live for line in block.move(bound)]
+            part.sort()
+            yield part
+
+
+class _Loaded:
+    """The block of a run that is in memory: its lines still to be put out."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self.lines: list[bytes] = []
+        self._load()
+
+    def move(self, bound: bytes) -> list[bytes]:
+        """Takes the lines up to `bound`, and loads the next block when none is left."""
+        cut = bisect_right(self.lines, bound)
+        moved, self.lines = self.lines[:cut], self.lines[cut:]
+        if not self.lines:
+            self._load()
+        return moved
+
+    def _load(self) -> None:
+        self.lines = next(self._blocks, b"").split(b"\n")[:-1]
 
 
 def spill_directory(chosen: str | None) -> str:

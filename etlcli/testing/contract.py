@@ -195,7 +195,7 @@ def check_finish(trial: Trial) -> None:
 
 
 def check_ledger(trial: Trial) -> None:
-    """in = out + discarded + rejected + absorbed."""
+    """in + made = out + discarded + rejected + absorbed."""
     for sizes in splits(len(trial.lines)):
         outcome = run(trial, cut(trial.lines, sizes))
         if not outcome.error:

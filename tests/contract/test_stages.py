@@ -20,8 +20,9 @@ from etlcli.connectors.read import Read
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
 from etlcli.errors import EtlError
+from etlcli.io import spill
 from etlcli.registry import COMPONENTS, load
-from etlcli.stages import dedupe_cache, sort
+from etlcli.stages import batch, dedupe_cache, group, sort, unbatch
 from etlcli.testing.contract import CHECKS, Trial
 
 CASES = Path(__file__).parent.parent / "cases"
@@ -65,11 +66,49 @@ DEDUPES: dict[str, tuple[dict[str, Any], list[bytes], int]] = {
 }
 
 
+GROUPS: dict[str, tuple[dict[str, Any], list[bytes], int]] = {
+    "memory": ({"by": "k", "agg": ["n=count()", "sum=sum(n)", "low=min(s)"]}, MIXED, 1 << 20),
+    "spilled": ({"by": "s,k", "agg": ["sd=stddev(n)", "all=list(s)", "d=distinct(k)"]}, MIXED, 20_000),
+    "every-batch-a-run": ({"by": "k", "agg": ["p=p90(n)", "last=last(s)"]}, MIXED, 1),
+    "rejects": ({"by": "s", "agg": ["n=count()", "mean=mean(k)"]}, MIXED, 1),
+    "all": ({"agg": ["n=count()", "mean=mean(n)", "high=max(k)", "first=first(k)"]}, MIXED, 1 << 20),
+    "keys-only": ({"by": "k"}, MIXED, 1 << 20),
+    "sorted": ({"by": "k", "agg": ["n=count()", "median=median(n)"], "assume_sorted": True}, ORDERED, 1),
+    "comes-back": ({"by": "k", "agg": "n=count()", "assume_sorted": True}, [*ORDERED, ORDERED[3]], 1),
+    "list": ({"by": "k", "emit": "list"}, MIXED, 1 << 20),
+    "list-spilled": ({"by": "s", "emit": "list"}, MIXED, 600),
+    "list-sorted": ({"by": "k", "emit": "list", "assume_sorted": True}, ORDERED, 1),
+    "stream": ({"by": "k", "emit": "stream"}, MIXED, 1 << 20),
+    "stream-spilled": ({"by": "k", "emit": "stream"}, MIXED, 600),
+    "stream-sorted": ({"by": "k", "emit": "stream", "assume_sorted": True}, ORDERED, 1),
+}
+BATCHES: dict[str, tuple[dict[str, Any], list[bytes], int]] = {
+    "size": ({"size": 7}, MIXED, 1 << 20),
+    "bytes": ({"bytes": 100, "size": 5}, MIXED, 1 << 20),
+    "key": ({"key": "k", "size": 2}, ORDERED, 1 << 20),
+    "window": ({"window": "n:5s"}, ORDERED, 1 << 20),
+    "window-rejects": ({"window": "k:1h", "size": 3}, MIXED, 1 << 20),
+    "memory": ({"every": "1h"}, MIXED, 1000),
+}
+UNBATCHES: dict[str, tuple[dict[str, Any], list[bytes], int]] = {
+    "batches": ({}, [b'{"records":[%b]}' % b" ,".join(MIXED[at : at + 5]) for at in range(0, 40, 5)], 1 << 20),
+    "rejects": ({}, [*ORDERED[:2], b'{"records":[{"a":1},2]}', b'{"records":[]}', b'{"records":[ {"a":1} ]}'], 1 << 20),
+    "nothing": ({}, [b"{}"], 1 << 20),
+}
+TRIED = {
+    sort.Sort: SORTS,
+    dedupe_cache.DedupeCache: DEDUPES,
+    group.Group: GROUPS,
+    batch.Batcher: BATCHES,
+    unbatch.Unbatch: UNBATCHES,
+}
+
+
 def _trials() -> Iterator[Any]:
-    for name, (options, lines, memory) in DEDUPES.items():
-        yield pytest.param(Trial(dedupe_cache.DedupeCache, options, lines, memory), id=f"dedupe-cache-{name}")
-    for name, (options, lines, memory) in SORTS.items():
-        yield pytest.param(Trial(sort.Sort, options, lines, memory), id=f"sort-{name}")
+    for stage, configurations in TRIED.items():
+        command = stage.__module__.rpartition(".")[2].replace("_", "-")
+        for name, (options, lines, memory) in configurations.items():
+            yield pytest.param(Trial(stage, options, lines, memory), id=f"{command}-{name}")
     for folder in sorted(path.parent for stage in STAGES for path in CASES.glob(f"{stage}/*/cmd")):
         if trial := _of_case(folder):
             yield pytest.param(trial, id=f"{folder.parent.name}/{folder.name}")
@@ -114,6 +153,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sort, "_MIN_BLOCK", 64)
     monkeypatch.setattr(sort, "_MAX_FAN_IN", 3)
     monkeypatch.setattr(sort, "_OUT", 2)
+    monkeypatch.setattr(spill, "_MIN_BLOCK", 64)
+    monkeypatch.setattr(spill, "_MAX_FAN_IN", 3)
+    monkeypatch.setattr(group, "_OUT", 2)
     monkeypatch.setattr(dedupe_cache, "_OUT", 2)
     monkeypatch.setattr(dedupe_cache, "_BLOCK", 64)
 

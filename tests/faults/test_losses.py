@@ -67,6 +67,9 @@ def digest(content: bytes) -> str:
         "etl run recipe.yaml && cat recipe.out",
         "etl write - < in | gzip | etl sort --by id",
         "etl write parts.zst < in && etl read parts.zst",
+        "etl group --by id --emit stream --memory 64KiB in",
+        "etl group --by v --emit list --memory 1MiB in | etl unbatch",
+        "etl batch --size 700 --bytes 100KiB --key v in | etl unbatch",
     ],
 )
 def test_P2_every_line_comes_out_as_it_went_in(line: str, odd: Path, shell: Run) -> None:
@@ -89,6 +92,23 @@ def test_P1_and_P3_memory_changes_neither_result_nor_balance(options: list[str],
     for step in json.loads(done.stderr)["steps"]:
         gone = sum(sum(step[kind].values()) for kind in ("discarded", "rejected", "absorbed"))
         assert step["in"] == step["out"] + gone, step
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--agg", "n=count()", "--agg", "all=list(v)", "--agg", "odd=distinct(v)", "--agg", "high=max(v)"],
+        ["--emit", "list"],
+        ["--emit", "stream"],
+    ],
+)
+def test_P1_and_P3_memory_changes_no_group(options: list[str], odd: Path) -> None:
+    done = run_etl("group", "--by", "id", *options, "--memory", "64KiB", "--stats", "in", cwd=odd)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == run_etl("group", "--by", "id", *options, "in", cwd=odd).stdout
+    for step in json.loads(done.stderr)["steps"]:
+        gone = sum(sum(step[kind].values()) for kind in ("discarded", "rejected", "absorbed"))
+        assert step["in"] + step.get("made", 0) == step["out"] + gone, step
 
 
 # -- A stage that loses records --------------------------------------------------------------------------------------

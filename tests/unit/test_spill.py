@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from etlcli.errors import InputOutputError
-from etlcli.io.spill import SpillFile, spill_directory
+from etlcli.io import spill as spilling
+from etlcli.io.spill import LineSorter, SpillFile, spill_directory
 
 LINES = [b"%d" % number * (number % 9) for number in range(2000)]
 CHUNK = b"".join(line + b"\n" for line in LINES)
@@ -50,6 +51,23 @@ def test_runs_are_read_side_by_side(spill: SpillFile) -> None:
     blocks = [next(reader) for _ in range(2) for reader in readers]
     spill.write_run([b"x\n"])
     assert [block[:1] for block in blocks] == [b"0", b"1", b"2"] * 2
+
+
+@pytest.mark.parametrize("memory", [1, 4000, 1 << 30])
+def test_lines_come_out_in_order(spill: SpillFile, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many passes of merging it takes."""
+    monkeypatch.setattr(spilling, "_MIN_BLOCK", 100)
+    monkeypatch.setattr(spilling, "_MAX_FAN_IN", 3)
+    monkeypatch.setattr(spilling, "_BLOCK_LINES", 7)
+    sorter = LineSorter(spill, memory)
+    for start in range(0, 1000, 60):
+        sorter.add(LINES[start : start + 60])
+    sorter.add_sorted(iter(sorted(LINES[1020:])))
+    assert [line for part in sorter.sorted() for line in part] == sorted(LINES[:1020] + LINES[1020:])
+
+
+def test_no_lines_to_sort(spill: SpillFile) -> None:
+    assert [line for part in LineSorter(spill, 100).sorted() for line in part] == []
 
 
 def test_an_empty_run(spill: SpillFile) -> None:
