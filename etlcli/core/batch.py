@@ -145,7 +145,19 @@ class Reject:
 
 
 class Batch:
-    __slots__ = ("_chunk", "_exact", "_kin", "_lines", "_projection", "_records", "_rows", "_span", "_structs", "count")
+    __slots__ = (
+        "_chunk",
+        "_columns",
+        "_exact",
+        "_kin",
+        "_lines",
+        "_projection",
+        "_records",
+        "_rows",
+        "_span",
+        "_structs",
+        "count",
+    )
 
     def __init__(
         self,
@@ -171,6 +183,7 @@ class Batch:
         self._structs = structs
         self._projection = projected
         self._exact = exact
+        self._columns: dict[Path, list[Any]] = {}
         self._kin = next(_families) if kin is None else kin
         self._records: list[dict[str, Any]] | None = None
 
@@ -209,24 +222,27 @@ class Batch:
         """The values of each path, MISSING where a record has none. Numbers are what the record says: an int of any size, a
         float where Python writes that float with the number's value, a Decimal otherwise."""
         if self._projection is None or not set(paths) <= set(self._projection.paths):
-            self._projection, self._exact = projection(paths), False
+            self._projection, self._exact, self._columns = projection(paths), False, {}
             try:
                 self._structs = self._projection.decode(self.chunk)
             except msgspec.DecodeError:  # a number no double can hold
                 self._decode_exactly()
         if not self._exact:
-            if any(may_be_inexact(column, self.chunk) for column in self._columns(self._projection.paths)):
+            if any(may_be_inexact(self._column(path), self.chunk) for path in self._projection.paths):
                 self._decode_exactly()
             self._exact = True
-        return self._columns(paths)
+        return [self._column(path) for path in paths]
 
-    def _columns(self, paths: tuple[Path, ...]) -> list[list[Any]]:
-        assert self._projection is not None and self._structs is not None
-        return [self._projection.column(self._structs, path) for path in paths]
+    def _column(self, path: Path) -> list[Any]:
+        if path not in self._columns:
+            assert self._projection is not None and self._structs is not None
+            self._columns[path] = self._projection.column(self._structs, path)
+        return self._columns[path]
 
     def _decode_exactly(self) -> None:
         assert self._projection is not None
         self._structs, self._exact = list(map(self._projection.decode_exact, self.lines)), True
+        self._columns = {}
 
     def records(self) -> list[dict[str, Any]]:
         """A dict a record, numbers as in `columns`."""
