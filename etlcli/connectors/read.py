@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from etlcli.core import params
-from etlcli.core.batch import Batch, Reject
+from etlcli.core.batch import Batch
 from etlcli.core.fields import projection
-from etlcli.core.intake import DEFAULT_MAX_LINE, parse
+from etlcli.core.intake import DEFAULT_MAX_LINE
 from etlcli.core.stage import Context, Prepared, Source
-from etlcli.formats import Reader, ReadOptions, format_of, module
+from etlcli.formats import ReadOptions, format_of, records
 from etlcli.io.compression import opened
 from etlcli.io.inputs import STDIN, InputStream, Prefixed, check_input, expand, open_input
 from etlcli.registry import FORMATS
@@ -65,15 +65,9 @@ CSV is 1.10 in the JSON."""
         name = format_of(path) if self.params.format == "auto" else self.params.format
         options = ReadOptions(name, stream.path, self.ctx.log, self.params.types, self.params.max_line)
         content = opened(stream)
-        reader: Reader = module(name).Reader(content, options)
-        project = projection(self.ctx.reads)
-        for item in reader.chunks():
-            if isinstance(item, Reject):
-                yield Prepared(Batch.of_lines([]), [item])
-                continue
-            batch, rejects, blank = parse(item.chunk, item.span, project, self.params.max_line)
+        for (batch, rejects, blank), more in records(content, options, projection(self.ctx.reads)):
             yield Prepared(batch, rejects, {"blank": blank} if blank else None)
-            if isinstance(content, Prefixed) and not item.more:  # else there may be more than the stream knows of
+            if isinstance(content, Prefixed) and not more:  # else there may be more than the stream knows of
                 yield from self._idle(stream)
 
     def _idle(self, stream: InputStream) -> Iterator[Prepared]:

@@ -97,10 +97,11 @@ class Reject:
     `errors` are dicts with a `message` and, where they are known, `pointer`, `keyword`, `schema_pointer` and `value`. They
     may be given as a function, which is asked when somebody looks: all errors of all records of a batch can be a hundred
     times the batch. `index` is the record's place in the batch it was rejected from; of a line that was no record, its row
-    in the chunk. None where neither is known.
+    in the chunk. None where neither is known. `attempts` tries were made. A `final` reject no other try
+    would heal, whatever its code.
     """
 
-    __slots__ = ("_errors", "attempts", "code", "index", "origin", "raw")
+    __slots__ = ("_errors", "attempts", "code", "final", "index", "origin", "raw")
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class Reject:
         self.origin = origin
         self.index = index
         self.attempts = 1
+        self.final = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Reject) and self._values() == other._values()
@@ -127,7 +129,7 @@ class Reject:
         return f"Reject{self._values()}"
 
     def __reduce__(self) -> Any:
-        return Reject, (*self._values(), self.index)
+        return Reject, (*self._values(), self.index), (None, {"attempts": self.attempts, "final": self.final})
 
     def _values(self) -> tuple[Any, ...]:
         return self.code, self.errors, self.raw, self.origin

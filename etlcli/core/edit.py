@@ -7,16 +7,19 @@ in an object that changes, and of duplicate keys the last stays, as everywhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
+from etlcli.core.batch import Batch
 from etlcli.core.fields import Path
 
 open_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 encode = msgspec.json.Encoder(decimal_format="number").encode
+_EMPTY = re.compile(rb"\{\s*\}\n")
 
 
 def edit(line: bytes, changes: Iterable[tuple[Path, Any]]) -> bytes:
@@ -51,3 +54,15 @@ def raw_at(line: bytes, path: Sequence[str | int]) -> bytes:
         opened: Any = open_object(raw) if raw.lstrip()[:1] == b"{" else open_array(raw)
         raw = bytes(opened[int(part) if isinstance(opened, list) else part])
     return raw.strip()
+
+
+def with_members(batch: Batch, members: Sequence[bytes]) -> list[bytes]:
+    """The lines with new members put before the last brace: `,"name":value` as often as wanted, for each record."""
+    if batch.chunk.count(b"}\n") == batch.count and not _EMPTY.search(batch.chunk):
+        return [line[:-1] + new + b"}" for line, new in zip(batch.lines, members, strict=True)]
+    return [_with_members(line, new) if new else line for line, new in zip(batch.lines, members, strict=True)]
+
+
+def _with_members(line: bytes, members: bytes) -> bytes:
+    opened = line.rstrip()[:-1]
+    return opened + (members[1:] if opened.strip() == b"{" else members) + b"}"

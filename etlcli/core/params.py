@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from keyword import iskeyword
 from typing import Any, ClassVar, cast, overload
+
+from etlcli.core.edit import encode, open_object
 
 _SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3, "m": 1 << 20, "mib": 1 << 20, "mb": 10**6,
                "g": 1 << 30, "gib": 1 << 30, "gb": 10**9, "t": 1 << 40, "tib": 1 << 40, "tb": 10**12}  # fmt: skip
@@ -74,6 +77,11 @@ class Option:
         self.written = written
 
     @property
+    def attribute(self) -> str:
+        """What it is called where Python has the word for itself: `from_` for `from`."""
+        return self.name + "_" if iskeyword(self.name) else self.name
+
+    @property
     def flag(self) -> str:
         return "--" + (self.singular or self.name).replace("_", "-")
 
@@ -110,7 +118,7 @@ class Declared:
         own = []
         for name, value in list(vars(cls).items()):
             if isinstance(value, Option):
-                value.name = name
+                value.name = name.removesuffix("_")
                 own.append(value)
                 delattr(cls, name)
         cls.options = (*cls.options, *own)
@@ -128,14 +136,14 @@ class Declared:
                 raise ValueError(f"{option.name}: {error}") from None
             if option.required and parsed in (None, ()):
                 raise ValueError(f"{option.name}: required")
-            setattr(self, option.name, parsed)
+            setattr(self, option.attribute, parsed)
         self.verify()
 
     def verify(self) -> None:
         """For subclasses: whether the values go together. Raises ValueError, `option: reason`."""
 
     def values(self) -> dict[str, Any]:
-        return {option.name: getattr(self, option.name) for option in self.options}
+        return {option.name: getattr(self, option.attribute) for option in self.options}
 
 
 def text(help: str, *, default: str | None = None, required: bool = False, metavar: str = "TEXT",
@@ -174,6 +182,11 @@ def command(help: str) -> tuple[str, ...]:
 def fields(help: str, *, required: bool = False, metavar: str = "FIELDS") -> tuple[str, ...]:
     """Field paths: comma-separated on the command line, a list or such a text in a recipe."""
     return cast("tuple[str, ...]", Option("fields", help, default=(), required=required, metavar=metavar))
+
+
+def json_object(help: str) -> str | None:
+    """A JSON object: as text, or in a recipe as a mapping."""
+    return cast("str | None", Option("object", help, metavar="JSON"))
 
 
 def flag(help: str) -> bool:
@@ -281,6 +294,13 @@ def _parse_fields(option: Option, value: Any) -> tuple[str, ...]:
     return tuple(parts)
 
 
+def _parse_object(option: Option, value: Any) -> str:
+    try:
+        return encode(open_object(encode(value) if isinstance(value, dict) else value)).decode()
+    except (TypeError, ValueError):  # what msgspec raises is a ValueError
+        raise ValueError(f"expected a JSON object, not {value!r}") from None
+
+
 def _parse_flag(option: Option, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"expected true or false, not {value!r}")
@@ -308,6 +328,7 @@ _PARSERS = {
     "paths": _parse_texts,
     "command": _parse_texts,
     "fields": _parse_fields,
+    "object": _parse_object,
     "flag": _parse_flag,
     "integer": _parse_integer,
     "size": lambda option, value: parse_size(value),
@@ -324,6 +345,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "paths": _LIST,
     "command": _LIST,
     "fields": _LIST,
+    "object": {"type": ["object", "string"]},
     "flag": {"type": "boolean"},
     "integer": {"type": "integer"},
     "size": {"type": ["string", "integer"]},

@@ -179,7 +179,7 @@ class Pipeline:
     def _check_written(self) -> None:
         """A file that a stage writes would replace the output, or be replaced by it."""
         options = [(spec, option) for spec in self.recipe.steps for option in spec.params.options if option.written]
-        named = [(spec, option, path) for spec, option in options if (path := getattr(spec.params, option.name))]
+        named = [(spec, option, path) for spec, option in options if (path := getattr(spec.params, option.attribute))]
         paths = list(map(os.path.realpath, self._paths())) if named else []
         for spec, option, path in named:
             if paths.count(os.path.realpath(self._path(path))) > 1:
@@ -193,7 +193,7 @@ class Pipeline:
         """The files that the steps' options name."""
         for spec in self.recipe.specs:
             for option in spec.params.options:
-                value = getattr(spec.params, option.name)
+                value = getattr(spec.params, option.attribute)
                 if option.kind == "path" and value:
                     yield self._path(value)
                 for pattern in value if option.kind == "paths" else ():

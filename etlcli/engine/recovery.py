@@ -29,18 +29,21 @@ class Recovery:
         deliver: Callable[[list[Batch]], Outcome],
         stages: Sequence[Stage],
         count: StepCount,
+        rejected: list[Reject],
     ) -> None:
+        """`rejected` is where the stages put what they reject in `apply`."""
         self._retry = on_error.retry
         self._fallback = on_error.fallback
         self._again = again
         self._deliver = deliver
         self._stages = stages
         self._count = count
+        self._rejected = rejected
 
     def heal(self, reject: Reject) -> Outcome:
         """What goes on in the record's place, which may be nothing where a step dropped it; or the reject, still."""
         outcome: Outcome = reject
-        if reject.attempts < self._retry.attempts and reject.code in HEALABLE:
+        if reject.attempts < self._retry.attempts and reject.code in HEALABLE and not reject.final:
             outcome = self._try_again(reject)
         if isinstance(outcome, Reject) and self._fallback:
             made = self._fall_back(self._fallback, outcome.raw)
@@ -80,6 +83,9 @@ class Recovery:
                     return None
                 self._count.discarded.update(prepared.discards or {})
                 passed += stage.apply(prepared)
+                if self._rejected:
+                    self._rejected.clear()
+                    return None
             batches = passed
         return batches
 

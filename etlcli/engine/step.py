@@ -7,6 +7,7 @@ one when a `Timed` stage is due, and a step that puts nothing out passes one on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 from typing import Any
 
 from etlcli.core.batch import Batch, Reject
@@ -32,7 +33,10 @@ class Step:
         self._policy = policy
         self._recovery: Recovery | None = None
         if on_error.fallback or on_error.retry.attempts > 1:
-            self._recovery = Recovery(on_error, self._again, self._delivered, fallback, count)
+            # What `apply` rejects waits here until it can be healed.
+            self._rejected: list[Reject] = []
+            component.ctx.reject = self._rejected.extend
+            self._recovery = Recovery(on_error, self._again, self._delivered, fallback, count, self._rejected)
 
     def _again(self, record: Batch) -> Outcome:
         """Another try of one record."""
@@ -92,7 +96,7 @@ class StageStep(Step):
     def through(self, upstream: Iterator[Batch]) -> Iterator[Batch]:
         for batch in upstream:
             yield from self._sent_or_tick(self._outputs(batch) if batch.count else self._tick())
-        yield from self._sent(self.component.finish())
+        yield from self._sent(self._finish())
 
     def due(self) -> float | None:
         """Seconds until a tick has something to do."""
@@ -105,11 +109,29 @@ class StageStep(Step):
         self.count.received += batch.count
         prepared = self.component.prepare(batch)
         healed = self._settle(prepared.rejects, batch) if prepared.rejects else []
-        return _in_place(self._apply(prepared), healed, batch)
+        if not self._recovery:
+            return self._apply(prepared)
+        outputs = list(self._apply(prepared))
+        healed += self._settle(self._take_rejected(), prepared.batch)
+        return _in_place(outputs, sorted(healed, key=_row), batch)
+
+    def _finish(self) -> Iterator[Batch]:
+        yield from self.component.finish()
+        for _, batches in self._settle(self._take_rejected()) if self._recovery else ():
+            yield from batches
+
+    def _take_rejected(self) -> list[Reject]:
+        taken = self._rejected.copy()
+        self._rejected.clear()
+        return taken
 
     def _again(self, record: Batch) -> Outcome:
         prepared = self.component.prepare(record)
-        return prepared.rejects[0] if prepared.rejects else list(self._apply(prepared))
+        if prepared.rejects:
+            return prepared.rejects[0]
+        outputs = list(self._apply(prepared))
+        rejected = self._take_rejected()
+        return rejected[0] if rejected else outputs
 
     def _apply(self, prepared: Prepared) -> Iterable[Batch]:
         self.count.discarded.update(prepared.discards or {})
@@ -135,6 +157,10 @@ class SinkStep(Step):
             if rejects:
                 return rejects[0]
         return batches
+
+
+def _row(healed: tuple[int | None, list[Batch]]) -> float:
+    return inf if healed[0] is None else healed[0]
 
 
 def _in_place(outs: Iterable[Batch], healed: Healed, batch: Batch) -> Iterable[Batch]:

@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import NamedTuple, Protocol
 
 from etlcli.core.batch import Batch, Reject, Span
+from etlcli.core.fields import Projection
+from etlcli.core.intake import Intake, parse
 from etlcli.errors import UsageError, nearest
 from etlcli.io.compression import without_suffix
 from etlcli.registry import FORMATS
@@ -52,6 +54,17 @@ class Reader(Protocol):
     def __init__(self, stream: ByteStream, options: ReadOptions) -> None: ...
 
     def chunks(self) -> Iterator[RawChunk | Reject]: ...
+
+
+def records(stream: ByteStream, options: ReadOptions, project: Projection) -> Iterator[tuple[Intake, bool]]:
+    """What a decompressed stream holds, checked: parts in order, each with whether the next is at hand already, and needs
+    no more input."""
+    reader: Reader = module(options.name).Reader(stream, options)
+    for item in reader.chunks():
+        if isinstance(item, Reject):
+            yield Intake(Batch.of_lines([]), [item], 0), True
+        else:
+            yield parse(item.chunk, item.span, project, options.max_line), item.more
 
 
 class WriteOptions(NamedTuple):

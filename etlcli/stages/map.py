@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from etlcli.core import params
 from etlcli.core.batch import Batch
-from etlcli.core.edit import encode, open_object
+from etlcli.core.edit import encode, open_object, with_members
 from etlcli.core.expressions import Expression
 from etlcli.core.fields import MISSING, Path, parse_path, pointer
 from etlcli.core.reshape import Layout, Reshape, Unchangeable, encode_lines, keeper, open_lines, put
@@ -25,7 +25,6 @@ from etlcli.core.stage import Context, Prepared, Stage, State
 # A name, or a JSON Pointer, which is also how a file's path may look: so that needs a space before the sign.
 _ASSIGNMENT = re.compile(r"\s*(?:([^\s=/!<>()\"']+)\s*|(/[^=]*?)\s+)=(?!=)(.*)", re.DOTALL)
 _OPENED = 64
-_EMPTY = re.compile(rb"\{\s*\}\n")
 
 
 class Map(Stage):
@@ -213,9 +212,7 @@ class _Pass:
         if len(names) > 1:
             columns = [members[start : start + batch.count] for start in range(0, len(members), batch.count)]
             members = list(map(b"".join, zip(*columns, strict=True)))
-        if batch.chunk.count(b"}\n") == batch.count and not _EMPTY.search(batch.chunk):
-            return [line[:-1] + member + b"}" for line, member in zip(batch.lines, members, strict=True)]
-        return list(map(_with_members, batch.lines, members))
+        return with_members(batch, members)
 
     def _edit(self, batch: Batch, editing: Sequence[int], lines: list[bytes], values: list[list[bytes]],
               errors: dict[int, list[dict[str, Any]]]) -> None:  # fmt: skip
@@ -239,8 +236,3 @@ class _Pass:
                 records.append(record if reshaped is None else reshaped)
         for index, line in zip(changed, encode_lines(records).split(b"\n"), strict=False):
             lines[index] = line
-
-
-def _with_members(line: bytes, members: bytes) -> bytes:
-    opened = line.rstrip()[:-1]
-    return opened + (members[1:] if opened.strip() == b"{" else members) + b"}"

@@ -22,7 +22,15 @@ _OVERHEAD = 200
 class Store:
     """Keyed values. Without a `table` one is made, for this run only, when `memory` bytes do not hold them all."""
 
-    def __init__(self, memory: int, resources: ExitStack, table: Table | None = None) -> None:
+    def __init__(
+        self,
+        memory: int,
+        resources: ExitStack,
+        table: Table | None = None,
+        weigh: Callable[[Any], int] | None = None,
+    ) -> None:
+        """`weigh` says how many bytes of memory a value takes, where values are not shared."""
+        self._weigh = weigh
         self._newest: dict[str, Any] = {}
         self._size = 0
         self._limit = memory
@@ -41,6 +49,10 @@ class Store:
         self._newest.update(entries)
         self._grow(entries)
 
+    def in_memory(self) -> Mapping[str, Any] | None:
+        """All entries, if none is in a table."""
+        return self._newest if self._table is None else None
+
     def flush(self) -> None:
         """Everything into the table, in the order of the keys: much faster than as they came."""
         newest = self._newest
@@ -56,10 +68,14 @@ class Store:
         self._newest.clear()
         self._size = 0
 
-    def _grow(self, keys: Collection[str]) -> None:
-        self._size += sum(map(len, keys)) + _OVERHEAD * len(keys)
+    def _grow(self, entries: Mapping[str, Any]) -> None:
+        self._size += self._weight(entries)
         if self._size > self._limit:
             self.flush()
+
+    def _weight(self, entries: Mapping[str, Any]) -> int:
+        values = sum(map(self._weigh, entries.values())) if self._weigh else 0
+        return sum(map(len, entries)) + _OVERHEAD * len(entries) + values
 
 
 class RecentStore(Store):
@@ -71,14 +87,50 @@ class RecentStore(Store):
 
     _newest: OrderedDict[str, Any]
 
-    def __init__(self, most: int, memory: int, resources: ExitStack, table: Table | None = None) -> None:
-        super().__init__(memory, resources, table)
+    def __init__(
+        self,
+        most: int,
+        memory: int,
+        resources: ExitStack,
+        table: Table | None = None,
+        weigh: Callable[[Any], int] | None = None,
+    ) -> None:
+        super().__init__(memory, resources, table, weigh)
         self._newest = OrderedDict()
         self._most = most
         self._stored = 0
         if table is not None:
             self._stored = len(table)
             self._forget(table, table.oldest(self._stored - most) if self._stored > most else [])
+
+    def get(self, keys: Collection[str]) -> dict[str, Any]:
+        """The values of those keys that are known, which are used by that, in this order."""
+        newest = self._newest
+        found = {key: newest[key] for key in keys if key in newest}
+        if self._table is not None and self._stored and len(found) < len(keys):
+            found.update(self._table.get(set(keys).difference(found)))
+        self.put({key: found[key] for key in keys if key in found})
+        return found
+
+    def put(self, entries: Mapping[str, Any]) -> None:
+        """These are used, in this order."""
+        newest, table = self._newest, self._table
+        if table is not None and self._stored:
+            self._forget(table, table.get([key for key in entries if key not in newest]))
+        for key in [key for key in entries if key in newest]:
+            self._drop(key)
+        newest.update(entries)
+        self._size += self._weight(entries)
+        excess = self._stored + len(newest) - self._most
+        if table is not None and self._stored and excess > 0:
+            self._forget(table, table.oldest(min(excess, self._stored)))
+        while len(newest) > self._most:
+            self._drop(next(iter(newest)))
+        if self._size > self._limit:
+            self.flush()
+
+    def _drop(self, key: str) -> None:
+        self._size -= self._weight({key: self._newest.pop(key)})
 
     def use(self, keys: Sequence[str], value: Any, good: Callable[[Any], bool]) -> list[int]:
         """The places of the keys that are not known by then, with a `good` value. Those get `value`."""
