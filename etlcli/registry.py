@@ -23,9 +23,7 @@ COMPONENTS: dict[str, Entry] = {
     "validate": Entry("stage", "etlcli.stages.validate:Validate", "Check records against a JSON Schema"),
     "filter": Entry("stage", "etlcli.stages.filter:Filter", "Keep the records for which an expression is true"),
     "map": Entry("stage", "etlcli.stages.map:Map", "Set, drop, keep and rename fields"),
-    "lookup": Entry(
-        "stage", "etlcli.stages.lookup:Lookup", "Add fields from a reference table, or from a command's answers"
-    ),
+    "lookup": Entry("stage", "etlcli.stages.lookup:Lookup", "Add fields from a reference table or a command"),
     "sort": Entry("stage", "etlcli.stages.sort:Sort", "Sort records by fields, in bounded memory"),
     "group": Entry("stage", "etlcli.stages.group:Group", "Aggregate or collect records by fields, in bounded memory"),
     "batch": Entry("stage", "etlcli.stages.batch:Batcher", "Put runs of records into one record each"),

@@ -17,6 +17,7 @@ ALLOWED = {
     "map": {"click", "msgspec"},
     "dedupe-cache": {"click", "msgspec", "xxhash"},
     "retry-wrap": {"click", "msgspec"},
+    "lookup": {"click", "msgspec", "xxhash"},
     "write": {"click", "msgspec"},
     "validate": {"click", "msgspec", "jsonschema_rs"},
     "group": {"click", "msgspec"},
@@ -36,6 +37,7 @@ ARGUMENTS = {
     "group": ["--by", "a"],
     "batch": ["--size", "2"],
     "retry-wrap": ["--", "cat"],
+    "lookup": ["--on", "a", "--from", "table.ndjson"],
     "write": ["-"],
     "validate": ["--schema", "schema.json"],
 }
@@ -52,6 +54,7 @@ def _modules(code: str, tmp_path) -> set[str]:
 @pytest.mark.parametrize("command", sorted(ALLOWED))
 def test_P7_imports_only_what_it_runs(command: str, tmp_path) -> None:
     (tmp_path / "schema.json").write_text('{"type": "object"}')
+    (tmp_path / "table.ndjson").write_text('{"a": 1, "b": 2}')
     arguments = [command, *ARGUMENTS.get(command, [])]
     code = f"import sys, os; sys.argv[1:] = {arguments}; os._exit = lambda code: print('MODULES', *sys.modules); "
     loaded = _modules(code + "from etlcli.cli.main import main; main()", tmp_path)

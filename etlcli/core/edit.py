@@ -19,6 +19,8 @@ from etlcli.core.fields import Path
 open_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 encode = msgspec.json.Encoder(decimal_format="number").encode
+_BEFORE_BRACE = (b"{", b" ", b"\t")
+"""What stands before the brace that ends an empty object; seldom, before any other."""
 _EMPTY = re.compile(rb"\{\s*\}\n")
 
 
@@ -58,7 +60,9 @@ def raw_at(line: bytes, path: Sequence[str | int]) -> bytes:
 
 def with_members(batch: Batch, members: Sequence[bytes]) -> list[bytes]:
     """The lines with new members put before the last brace: `,"name":value` as often as wanted, for each record."""
-    if batch.chunk.count(b"}\n") == batch.count and not _EMPTY.search(batch.chunk):
+    ends = {line[-2:] for line in batch.lines}
+    closed = all(end.endswith(b"}") for end in ends)
+    if closed and (not any(end[:1] in _BEFORE_BRACE for end in ends) or not _EMPTY.search(batch.chunk)):
         return [line[:-1] + new + b"}" for line, new in zip(batch.lines, members, strict=True)]
     return [_with_members(line, new) if new else line for line, new in zip(batch.lines, members, strict=True)]
 

@@ -126,7 +126,7 @@ of --default."""
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from None
             if bool(self.from_) == bool(self.command):
-                raise ValueError("from: lookup needs a table (from) or a command, one of them")
+                raise ValueError("from: lookup needs a table or a command, one of the two")
             if self.from_ == STDIN:
                 raise ValueError("from: standard input is for the records; name a file")
             if self.table and not self.from_:
@@ -167,9 +167,11 @@ of --default."""
         if keys is None or not batch.count:
             yield batch
             return
-        values = zip(*batch.columns(self._paths), strict=True)
-        asked = dict(zip(reversed(keys), reversed(list(values)), strict=True))
-        joined = self._joined(batch, keys, self._reference.find(dict(reversed(asked.items()))))
+        asked: dict[str, Sequence[Any]] = {}
+        for key, values in zip(keys, zip(*batch.columns(self._paths), strict=True), strict=True):
+            asked.setdefault(key, values)
+        asked.pop(_NO_KEY, None)
+        joined = self._joined(batch, keys, self._reference.find(asked) if asked else {})
         self.ctx.reject(joined.rejects)
         yield joined.batch
 
@@ -199,17 +201,17 @@ of --default."""
         if self.params.on_miss == "reject":
             missed = Failure("lookup_failed", "no entry has this key")
         found: list[Any] = list(map(answers.get, keys, repeat(missed)))
-        rejects = [self._reject(batch, index, failure) for index, failure in enumerate(found) if type(failure) is Failure] \
-            if Failure in set(map(type, found)) else []  # fmt: skip
+        failed = Failure in set(map(type, found))
+        failures = [(index, each) for index, each in enumerate(found) if type(each) is Failure] if failed else []
+        rejects = [self._reject(batch, index, failure) for index, failure in failures]
         if rejects:
             kept = [type(members) is bytes for members in found]
             batch, found = batch.take(list(compress(range(batch.count), kept))), list(compress(found, kept))
         return Prepared(self._with(batch, found), rejects)
 
     def _reject(self, batch: Batch, index: int, failure: Failure) -> Reject:
-        reject = batch.reject(
-            index, failure.code, [{"pointer": pointer(path), "message": failure.message} for path in self._paths[:1]]
-        )
+        error = {"pointer": pointer(self._paths[0]), "message": failure.message}
+        reject = batch.reject(index, failure.code, [error])
         # A table does not change, and a command was asked as often as the policy has it.
         reject.attempts, reject.final = failure.attempts, True
         return reject
@@ -231,10 +233,12 @@ of --default."""
 
 def _edited(line: bytes, members: bytes) -> bytes:
     """The line with fields replaced or added; as it was, if that changes no value."""
-    record = open_object(line)
-    old = {name: bytes(value) for name, value in record.items()}
-    record.update(open_object(b"{" + members[1:] + b"}"))
-    return line if old == {name: bytes(value) for name, value in record.items()} else encode(record)
+    record, added = open_object(line), open_object(b"{" + members[1:] + b"}")
+    if record.keys().isdisjoint(added):
+        return with_members(Batch.of_lines([line]), [members])[0]
+    if all(name in record and bytes(record[name]) == bytes(value) for name, value in added.items()):
+        return line
+    return encode({**record, **added})
 
 
 # -- Options ----------------------------------------------------------------------------------------------------------
@@ -251,26 +255,20 @@ def _added(texts: Sequence[str]) -> dict[str, str]:
     pairs = _pairs(texts)
     for pair in pairs:
         if len(pair.own) > 1 or len(pair.other) > 1:
-            raise ValueError(
-                f"{'.'.join(pair.own if len(pair.own) > 1 else pair.other)} is inside another field; lookup adds whole ones"
-            )
+            raise ValueError(f"lookup adds whole fields, not {'.'.join(pair.other)} as {'.'.join(pair.own)}")
     names = {pair.other[0]: pair.own[0] for pair in pairs}
     if len(set(names.values())) < len(pairs):
         raise ValueError("a field is named twice")
     return names
 
 
-def _members(record: Mapping[str, Any], fields: Mapping[str, str]) -> bytes:
-    """The members of a record, those of `fields` under their new names, or all."""
+def _members(record: Mapping[str, Any], fields: Mapping[str, str], keys: Iterable[Path] = ()) -> bytes:
+    """The members of a record: those of `fields`, under their new names, or all but the keys."""
     if fields:
         record = {new: record[name] for name, new in fields.items() if name in record}
+    else:
+        record = {name: value for name, value in record.items() if (name,) not in keys}
     return b"," + encode(record)[1:-1] if record else b""
-
-
-def _drop_keys(record: dict[str, Any], pairs: Iterable[Pair]) -> None:
-    for _, other in pairs:
-        if len(other) == 1:
-            record.pop(other[0], None)
 
 
 # -- Tables -----------------------------------------------------------------------------------------------------------
@@ -296,7 +294,7 @@ class _Loaded:
 
     def __init__(self, path: str, ctx: Context, pairs: list[Pair], fields: dict[str, str]) -> None:
         self._path = path
-        self._pairs = pairs
+        self._others = tuple(pair.other for pair in pairs)
         self._fields = fields
         self._seen: dict[str, None] = {}
         self._store = Store(ctx.memory // 2, ctx.resources, weigh=lambda text: len(text) + _TEXT_OVERHEAD)
@@ -304,7 +302,7 @@ class _Loaded:
         for name in fields if count else ():
             if name not in self._seen:
                 raise UsageError(f"no record of {path} has the field {name!r}", hint=nearest(name, list(self._seen)))
-        self.names = list(fields.values()) or list(self._seen)
+        self.names = list(fields.values()) or [name for name in self._seen if (name,) not in self._others]
         held = self._store.in_memory()
         self.table = None if held is None else {key: _after_number(text) for key, text in held.items()}
 
@@ -318,10 +316,6 @@ class _Loaded:
                 if rejects:
                     raise self._error(f"{rejects[0].code}: {rejects[0].message}", rejects[0].origin)
                 yield batch
-
-    @property
-    def _others(self) -> tuple[Path, ...]:
-        return tuple(pair.other for pair in self._pairs)
 
     def _add(self, batch: Batch) -> int:
         columns = batch.columns(self._others)
@@ -343,10 +337,8 @@ class _Loaded:
 
     def _text(self, line: bytes) -> str:
         record = open_object(line)
-        if not self._fields:
-            _drop_keys(record, self._pairs)
         self._seen.update(dict.fromkeys(record))
-        return _members(record, self._fields).decode()
+        return _members(record, self._fields, self._others).decode()
 
     def _twice(self, key: str, earlier: str, origin: Origin | None) -> DataError:
         return self._error(
@@ -384,8 +376,7 @@ class _InDatabase:
         self.names = list(self._fields.values())
 
     def find(self, keys: Mapping[str, Sequence[Any]]) -> Answers:
-        wanted = [values for values in keys.values() if None not in values]
-        rows = self._database.rows(self._keys, wanted, [*self._keys, *self._fields]) if wanted else []
+        rows = self._database.rows(self._keys, keys.values(), [*self._keys, *self._fields])
         if not rows:
             return {}
         columns = list(map(list, zip(*rows, strict=True)))
@@ -410,7 +401,7 @@ class _Asked:
 
         self._params = params
         self._ctx = ctx
-        self._others = [pair.other for pair in pairs]
+        self._others = tuple(pair.other for pair in pairs)
         self._fields = fields
         self._directory = os.path.abspath(ctx.base_dir) if ctx.base_dir else ""
         find_command(params.command, self._directory)
@@ -420,7 +411,7 @@ class _Asked:
             "stage": "lookup",
             "on": list(map(pointer, self._others)),
             "fields": fields,
-            "command": params.command,
+            "command": list(params.command),
         }
         self._cache: CacheFile | None = None
         self._store: RecentStore | None = None
@@ -431,10 +422,9 @@ class _Asked:
 
     def find(self, keys: Mapping[str, Sequence[Any]]) -> Answers:
         store = self._store = self._store or self._open_store()
-        wanted = [key for key, values in keys.items() if None not in values]
-        # A negative answer is empty members, but an answer: such a key is not asked for, and not found.
-        known = {key: self._remembered(value) for key, value in store.get(wanted).items() if self._is_fresh(value)}
-        unknown = [key for key in wanted if key not in known]
+        # None is an answer, too: there is no such key.
+        known = {key: self._remembered(value) for key, value in store.get(keys).items() if self._is_fresh(value)}
+        unknown = [key for key in keys if key not in known]
         answers: Answers = {key: text.encode() for key, text in known.items() if text is not None}
         if not unknown:
             return self._named(answers)
@@ -510,7 +500,11 @@ class _Asked:
             return Failure("lookup_failed", f"{rejects[0].origin}, its output: {rejects[0].message}")
         if found.count != len(keys):
             return Failure("lookup_failed", f"{name} gave {found.count} answers for {len(keys)} keys")
-        return [_members(answer, self._fields).decode() if answer else None for answer in map(open_object, found.lines)]
+        return list(map(self._text, found.lines))
+
+    def _text(self, line: bytes) -> str | None:
+        answer = open_object(line)
+        return _members(answer, self._fields, self._others).decode() if answer else None
 
 
 def _nested(paths: Sequence[Path], values: Sequence[Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from etlcli.core.stage import Context
 from etlcli.errors import EtlError
 from etlcli.io import spill
 from etlcli.registry import COMPONENTS, load
-from etlcli.stages import batch, dedupe_cache, group, sort, unbatch
+from etlcli.stages import batch, dedupe_cache, group, lookup, sort, unbatch
 from etlcli.testing.contract import CHECKS, Trial
 
 CASES = Path(__file__).parent.parent / "cases"
@@ -104,7 +104,22 @@ TRIED = {
 }
 
 
+KEYED = [b'{"k":%s, "s":"%d"}' % (key, n) for n, key in enumerate([b"1", b"2", b"1.0", b'"1"', b"null", b"[1,{}]", b"7"])]
+KEYED += [b'{"s":"x"}', b"{}", b'{"n":"one","k":1}', b'{"n":"none", "k":1}', b'{"k":1, "b":"x"}']
+COMMAND = ["sed", r's/}$/,"n":"one"}/; s/.*"7.*/{}/; s/.*:2,/{"m":1,/']
+LOOKUPS: dict[str, tuple[dict[str, Any], int]] = {
+    "memory": ({"on": "k", "from": "008-numbers/table.ndjson"}, 1 << 20),
+    "spilled": ({"on": "k", "from": "008-numbers/table.ndjson", "on_miss": "reject"}, 1),
+    "default": ({"on": "k", "from": "008-numbers/table.ndjson", "on_miss": "default", "default": {"z": 1}}, 1 << 20),
+    "database": ({"on": "k=code,b", "from": "017-sqlite/ref.db", "table": "t", "fields": ["n"]}, 1 << 20),
+    "command": ({"on": "k", "command": COMMAND}, 1 << 20),
+    "command-rejects": ({"on": "k", "command": COMMAND, "on_miss": "reject", "max_entries": 2}, 1),
+}
+
+
 def _trials() -> Iterator[Any]:
+    for name, (options, memory) in LOOKUPS.items():
+        yield pytest.param(Trial(lookup.Lookup, options, KEYED, memory, str(CASES / "lookup")), id=f"lookup-{name}")
     for stage, configurations in TRIED.items():
         command = stage.__module__.rpartition(".")[2].replace("_", "-")
         for name, (options, lines, memory) in configurations.items():
