@@ -324,12 +324,13 @@ class _Loaded:
                 raise self._error(f"the key field {pointer(path)} is missing", batch.origin(column.index(MISSING)))
         entries: dict[str, str] = {}
         for index, key in enumerate(keys_of(columns)):
+            text = self._text(batch.lines[index])
             if any(column[index] is None for column in columns):
                 continue
             origin = batch.origin(index)
             if key in entries:
                 raise self._twice(key, entries[key], origin)
-            entries[key] = f"{origin.line if origin else 0}{self._text(batch.lines[index])}"
+            entries[key] = f"{origin.line if origin else 0}{text}"
         for key, text in self._store.get(entries).items():
             raise self._twice(key, text, Origin(self._path, _number(entries[key]), 0))
         self._store.put(entries)
