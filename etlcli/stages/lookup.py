@@ -367,6 +367,7 @@ class _InDatabase:
 
         self._database: Database = Database(path, table)
         ctx.resources.callback(self._database.close)
+        self._place = f"{path}, table {self._database.table}"
         self._keys = [pair.other[0] for pair in pairs]
         for pair in pairs:
             self._database.check_column(".".join(pair.other))
@@ -381,11 +382,13 @@ class _InDatabase:
         if not rows:
             return {}
         columns = list(map(list, zip(*rows, strict=True)))
+        if any(bytes in set(map(type, column)) for column in columns):
+            raise DataError("a row that is asked for holds bytes, which JSON cannot say", where=self._place)
         texts = encode_lines(dict(zip(self.names, row[len(self._keys) :], strict=True)) for row in rows).split(b"\n")
         answers: Answers = {}
         for key, text in zip(keys_of(columns[: len(self._keys)]), texts, strict=False):
             if key in answers:
-                raise DataError(f"the key {key} is there twice", where=f"{self._database.path}, {self._database.table}")
+                raise DataError(f"the key {key} is there twice", where=self._place)
             if key in keys:
                 answers[key] = b"," + text[1:-1] if len(text) > 2 else b""
         return answers

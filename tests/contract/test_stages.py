@@ -104,7 +104,9 @@ TRIED = {
 }
 
 
-KEYED = [b'{"k":%s, "s":"%d"}' % (key, n) for n, key in enumerate([b"1", b"2", b"1.0", b'"1"', b"null", b"[1,{}]", b"7"])]
+KEYED = [
+    b'{"k":%s, "s":"%d"}' % (key, n) for n, key in enumerate([b"1", b"2", b"1.0", b'"1"', b"null", b"[1,{}]", b"7"])
+]
 KEYED += [b'{"s":"x"}', b"{}", b'{"n":"one","k":1}', b'{"n":"none", "k":1}', b'{"k":1, "b":"x"}']
 COMMAND = ["sed", r's/}$/,"n":"one"}/; s/.*"7.*/{}/; s/.*:2,/{"m":1,/']
 LOOKUPS: dict[str, tuple[dict[str, Any], int]] = {

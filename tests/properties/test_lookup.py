@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,7 +89,9 @@ def model(lines: list[bytes], table: list[bytes], fields: list[bytes], on_miss: 
     return out, rejected
 
 
-def run(lines: list[bytes], cuts: list[int], options: dict[str, Any], memory: int, base: str) -> tuple[list[bytes], list[bytes]]:
+def run(
+    lines: list[bytes], cuts: list[int], options: dict[str, Any], memory: int, base: str
+) -> tuple[list[bytes], list[bytes]]:
     count = StepCount("lookup")
     edges = [0, *sorted(cut % (len(lines) + 1) for cut in cuts), len(lines)]
     out: list[bytes] = []
@@ -161,7 +163,9 @@ def test_a_command(
         if most is None:
             assert len(asked) == before == len(set(asked)), "no key is asked for twice"
             assert set(asked) == {key for line in lines if (key := key_of(line, "k")) is not None}
-        with sqlite3.connect(f"file:{base}/c?mode=ro", uri=True) as connection:
+        if not asked:
+            return
+        with closing(sqlite3.connect(f"{base}/c")) as connection:
             assert connection.execute("select count(*) from unnamed").fetchone()[0] <= (most or 1000)
 
 

@@ -45,6 +45,20 @@ class Flaky(Stage):
         return Prepared(batch.without({reject.index: None for reject in rejects if reject.index is not None}), rejects)
 
 
+class FlakyLater(Flaky):
+    """Rejects in `apply`."""
+
+    def prepare(self, batch: Batch) -> Prepared:
+        return Prepared(batch)
+
+    def apply(self, prepared: Prepared) -> list[Batch]:
+        good, rejects, *_ = super().prepare(prepared.batch)
+        for reject in rejects:
+            reject.final = self.params.code == "hook_failed"
+        self.ctx.reject(rejects)
+        return [good]
+
+
 class FlakySink(Sink):
     class Params(params.Declared):
         pass
@@ -77,6 +91,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(time, "sleep", clock.sleep)
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     monkeypatch.setitem(COMPONENTS, "flaky", Entry("stage", f"{__name__}:Flaky", ""))
+    monkeypatch.setitem(COMPONENTS, "flaky-later", Entry("stage", f"{__name__}:FlakyLater", ""))
     monkeypatch.setitem(COMPONENTS, "flaky-sink", Entry("sink", f"{__name__}:FlakySink", ""))
     monkeypatch.setattr(FlakySink, "written", [])
     for flaky in (Flaky, FlakySink):
@@ -92,9 +107,9 @@ def spec(uses: str, on_error: OnError | None = None, **options: Any) -> StepSpec
 def run(tmp_path: Path, failures: dict[int, int], on_error: OnError, *, at: str = "flaky", code: str = "timeout",
         steps: tuple[StepSpec, ...] = ()) -> tuple[list[bytes], Pipeline]:  # fmt: skip
     (tmp_path / "in").write_bytes(b"\n".join(LINES))
-    Flaky.failures = failures if at == "flaky" else {}
+    Flaky.failures = failures if at.startswith("flaky") else {}
     FlakySink.failures = failures if at == "sink" else {}
-    stages = (spec("flaky", on_error, code=code),) if at == "flaky" else ()
+    stages = (spec(at, on_error, code=code),) if at.startswith("flaky") else ()
     sink = spec("flaky-sink", on_error if at == "sink" else None)
     source = spec("read", paths=str(tmp_path / "in"))
     recipe = Recipe("r", source, (*stages, *steps), sink, ErrorBudget(), str(tmp_path / "quarantine"))
@@ -200,3 +215,38 @@ def test_a_fallback_stands_where_the_record_stood(clock: Clock, tmp_path: Path, 
 def test_backoffs_that_are_none(value: Any) -> None:
     with pytest.raises(ValueError, match="backoff"):
         Retry(backoff=value)
+
+
+# -- What a stage rejects in `apply` -------------------------------------------------------------------------------------
+
+
+def test_apply_a_try_that_heals(clock: Clock, tmp_path: Path) -> None:
+    written, pipeline = run(tmp_path, {2: 2, 4: 1}, OnError(Retry(attempts=3)), at="flaky-later")
+    assert written == LINES
+    assert pipeline.ledger.steps[1].healed == {"retry": 2}
+
+
+def test_apply_tries_that_do_not(clock: Clock, tmp_path: Path) -> None:
+    with pytest.raises(FindingsError, match="timeout: try 3"):
+        run(tmp_path, {2: 9}, OnError(Retry(attempts=3)), at="flaky-later")
+    written, _ = run(tmp_path, {0: 99, 3: 99}, OnError(Retry(attempts=2), then="skip"), at="flaky-later")
+    assert written == [LINES[1], LINES[2], LINES[4], LINES[5]]
+
+
+def test_apply_a_fallback_takes_the_record_s_place(clock: Clock, tmp_path: Path) -> None:
+    written, pipeline = run(tmp_path, {0: 9, 3: 9}, OnError(fallback=Fallback(value=b'{"n":9}')), at="flaky-later")
+    assert written == [b'{"n":9}', *LINES[1:3], b'{"n":9}', *LINES[4:]]
+    assert pipeline.ledger.steps[1].healed == {"fallback": 2}
+
+
+def test_what_is_final_is_not_tried_again(clock: Clock, tmp_path: Path) -> None:
+    with pytest.raises(FindingsError, match="hook_failed: try 1"):
+        run(tmp_path, {2: 1}, OnError(Retry(attempts=3)), at="flaky-later", code="hook_failed")
+    assert not clock.waits
+
+
+def test_a_fallback_step_that_rejects_in_apply(clock: Clock, tmp_path: Path) -> None:
+    later = Fallback(steps=(spec("flaky-later", code="timeout"),))
+    _, pipeline = run(tmp_path, {2: 9}, OnError(fallback=later, then="skip"))
+    step = pipeline.ledger.steps[1]
+    assert (step.rejected.total(), dict(step.healed)) == (1, {})
