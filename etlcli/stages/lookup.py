@@ -523,5 +523,5 @@ def _nested(paths: Sequence[Path], values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _weigh(value: Any) -> int:
-    """A dict, a float and a text, about."""
-    return 300 + len(value["found"] or "")
+    """A dict and what is in it, about; whatever it is, since a cache file may hold anything."""
+    return 300 + len(str(value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sqlite3
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,6 @@ def stage(directory: Path, resources, *, memory: int = 1 << 20, **options) -> Lo
 
 @pytest.fixture
 def resources():
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield stack
 
@@ -168,13 +167,14 @@ def test_a_cache_that_is_locked_or_holds_something_else(
         asked(stage(tmp_path, resources, **options), b'{"k":1}')
     first.finish()
     first.commit()
+    resources.close()
     for value in (b'{"seen":1}', b"7", b'{"seen":1,"found":7}', b'{"seen":1,"found":",x"}'):
         connection = sqlite3.connect(tmp_path / "c")
         connection.execute("update unnamed set value = ?", (value,))
         connection.commit()
         connection.close()
-        with pytest.raises(DataError, match="no answer of lookup"):
-            asked(stage(tmp_path, resources, **options), b'{"k":1}')
+        with ExitStack() as own, pytest.raises(DataError, match="no answer of lookup"):
+            asked(stage(tmp_path, own, **options), b'{"k":1}')
 
 
 @needs_root
