@@ -45,7 +45,8 @@ def test_examples_run(name: str, sample: Path, flights: Path, tmp_path: Path) ->
     shutil.copy(flights, tmp_path / "flights.ndjson")
     prepare = (
         "etl write flights.json < flights.ndjson && head -50 flights.ndjson > monday.ndjson && "
-        "tail -50 flights.ndjson > tuesday.ndjson && cp flights.ndjson log.ndjson && gzip log.ndjson"
+        "tail -50 flights.ndjson > tuesday.ndjson && cp flights.ndjson log.ndjson && gzip log.ndjson && "
+        "printf 'code,name\\nUA,United\\n' > airlines.csv"
     )
     assert subprocess.run(["bash", "-c", prepare], cwd=tmp_path, env=environment()).returncode == 0
     examples = load(COMPONENTS[name].target).examples

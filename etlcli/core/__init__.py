@@ -8,6 +8,9 @@ process and later in many: `prepare` is pure and may run anywhere, `apply` is or
     batch.py     Batch, Origin
     fields.py    field paths and projected decoding
     edit.py      changing some fields of a record, leaving the bytes of the others alone
+    expressions.py, functions.py
+                 text -> checked tree -> code over columns, and what its operations do
+    reshape.py   setting, dropping, keeping and renaming fields of opened records
     keys.py      texts that are equal where values are
     ordering.py  order-preserving keys for any JSON values
     params.py    one declaration per option

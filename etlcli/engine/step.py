@@ -93,6 +93,12 @@ class SourceStep(Step):
 class StageStep(Step):
     component: Stage
 
+    def __init__(
+        self, component: Stage, on_error: OnError, count: StepCount, policy: Policy, fallback: Sequence[Stage] = ()
+    ) -> None:
+        super().__init__(component, on_error, count, policy, fallback)
+        self._timed = component if isinstance(component, Timed) else None
+
     def through(self, upstream: Iterator[Batch]) -> Iterator[Batch]:
         for batch in upstream:
             yield from self._sent_or_tick(self._outputs(batch) if batch.count else self._tick())
@@ -100,10 +106,10 @@ class StageStep(Step):
 
     def due(self) -> float | None:
         """Seconds until a tick has something to do."""
-        return self.component.due() if isinstance(self.component, Timed) else None
+        return self._timed.due() if self._timed else None
 
     def _tick(self) -> Iterable[Batch]:
-        return self.component.tick() if isinstance(self.component, Timed) else ()
+        return self._timed.tick() if self._timed else ()
 
     def _outputs(self, batch: Batch) -> Iterable[Batch]:
         self.count.received += batch.count

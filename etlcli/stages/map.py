@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from etlcli.core import params
 from etlcli.core.batch import Batch
-from etlcli.core.edit import encode, open_object, with_members
+from etlcli.core.edit import encode, open_object, raw_at, with_members
 from etlcli.core.expressions import Expression
 from etlcli.core.fields import MISSING, Path, parse_path, pointer
 from etlcli.core.reshape import Layout, Reshape, Unchangeable, encode_lines, keeper, open_lines, put
@@ -25,6 +26,7 @@ from etlcli.core.stage import Context, Prepared, Stage, State
 # A name, or a JSON Pointer, which is also how a file's path may look: so that needs a space before the sign.
 _ASSIGNMENT = re.compile(r"\s*(?:([^\s=/!<>()\"']+)\s*|(/[^=]*?)\s+)=(?!=)(.*)", re.DOTALL)
 _OPENED = 64
+_SPELLED_DIFFERENTLY = (float, Decimal, list, dict)
 
 
 class Map(Stage):
@@ -147,6 +149,16 @@ def _passes(assignments: Sequence[Assignment], reshape: Reshape) -> list[_Pass]:
     return [*(_Pass(part, Reshape((), (), {})) for part in others), _Pass(last, reshape)]
 
 
+def _spelled(batch: Batch, expression: Expression, values: list[Any]) -> list[bytes]:
+    """The values as they will stand in the records. A field that is only copied keeps its spelling."""
+    path, kinds = expression.field, set(map(type, values))
+    if path and (not kinds.isdisjoint(_SPELLED_DIFFERENTLY) or (str in kinds and b"\\" in batch.chunk)):
+        return [
+            b"null" if value is None else raw_at(line, path) for line, value in zip(batch.lines, values, strict=True)
+        ]
+    return encode_lines(values).split(b"\n")[:-1]
+
+
 def _overlap(one: Path, other: Path) -> bool:
     shorter = min(len(one), len(other))
     return one[:shorter] == other[:shorter]
@@ -174,7 +186,7 @@ class _Pass:
             found, failed = expression.values(batch.count, [columns[path] for path in expression.paths])
             for index, error in failed.items():
                 errors.setdefault(index, []).append(error)
-            values.append(encode_lines(found).split(b"\n")[:-1])
+            values.append(_spelled(batch, expression, found))
         return self._changed(batch, columns, values, errors), errors
 
     def _changed(self, batch: Batch, columns: dict[Path, list[Any]], values: list[list[bytes]],
