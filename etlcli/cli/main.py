@@ -35,7 +35,8 @@ EXIT_CODES = {
     70: "internal error; records that do not balance",
     73: "an output cannot be created",
     74: "I/O error: full disk, closed stdout, an upstream etl that did not finish",
-    75: "try later: another run holds the cache file, or changed the file that was to be appended to",
+    75: "try later: all tries of a command or lookup are used up; another run holds the cache file, or changed the file "
+    "that was to be appended to",
     78: "bad recipe or schema",
     130: "interrupted (SIGINT); 143 terminated (SIGTERM); 141 the reader of stdout went away (SIGPIPE)",
 }

@@ -3,7 +3,7 @@
 The order is fixed: retry, then fallback, then `fail`, `skip` or `quarantine`. This module says what may be asked for and
 holds the last part; `engine.recovery` does the first two. A rejected record never goes on as if nothing had happened.
 
-    fail        the run stops at the first reject
+    fail        the run stops at the first reject; with exit code 75 if all tries of what may heal were used up
     skip        counted and logged
     quarantine  written to a file, durably, before the record counts as handled
     report      every finding is shown and counted; the run ends with findings (`validate --check`)
@@ -20,7 +20,7 @@ from itertools import islice
 from etlcli.core import params
 from etlcli.core.batch import Reject
 from etlcli.core.ledger import Ledger, StepCount
-from etlcli.errors import FindingsError
+from etlcli.errors import FindingsError, TryLaterError
 
 THEN = ("fail", "skip", "quarantine")
 HEALABLE = frozenset({"command_failed", "timeout", "lookup_failed", "sink_refused", "hook_failed"})
@@ -33,7 +33,9 @@ Handler = Callable[[str, Sequence[Reject]], None]
 class Retry(params.Declared):
     """Tries of a record whose reject may heal, each with the record as it came."""
 
-    attempts = params.integer("Tries in all of a record that another try may heal.", default=1, minimum=1)
+    attempts = params.integer(
+        "Tries in all where another may help: a command, a lookup or a sink that failed.", default=1, minimum=1
+    )
     backoff = params.backoff("Wait between tries: doubling from the first to the longest.", default="500ms..30s")
     jitter = params.flag("Wait a random part of each wait, so that many runs do not retry in step.")
     max_elapsed = params.duration("Longest time to spend on one record; no try begins after it.")
@@ -85,8 +87,10 @@ class Policy:
         if self.then == "fail":
             first = rejects[0]
             count.rejected[first.code] += 1
-            raise FindingsError(
-                f"{first.code}: {first.message}",
+            # Somebody else kept failing, and may do better later.
+            failure = TryLaterError if first.code in HEALABLE and first.attempts > 1 else FindingsError
+            raise failure(
+                f"{first.code}: {first.message}" + (f" (tried {first.attempts} times)" if first.attempts > 1 else ""),
                 where=f"{first.origin or 'a record'} (step {count.step})",
                 hint="nothing was published; to go on without such records use --on-error skip or quarantine",
             )

@@ -12,8 +12,10 @@ import select
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from math import inf
 
 from etlcli.errors import UsageError
 
@@ -47,8 +49,7 @@ class Command:
     at any time and more than once."""
 
     def __init__(self, argv: Sequence[str], directory: str, timeout: float | None) -> None:
-        """Raises CommandError when it cannot be started. `timeout` is the longest silence, in seconds: as long as it takes
-        input or gives output, a command is at work."""
+        """Raises CommandError when it cannot be started. `timeout` is how long `run` and `ask` may take, in seconds."""
         self._name = argv[0]
         self._timeout = timeout
         self._tail = b""
@@ -84,7 +85,7 @@ class Command:
             self.kill()
 
     def ask(self, lines: Sequence[bytes]) -> list[bytes]:
-        """A line of output for each line of input. Raises CommandError when it ends, or falls silent, before all are
+        """A line of output for each line of input. Raises CommandError when it ends, or takes too long, before all are
         answered; which answer belonged to which line is then unknown. Raises MisalignedError when it has put out more
         lines than it was given, now or in an earlier answer."""
         if self._rest or self._read(self._out.fileno()):
@@ -124,10 +125,12 @@ class Command:
         elif lines is None:
             self._in.close()
         ended = False
+        deadline = inf if self._timeout is None else time.monotonic() + self._timeout
         while not ended and (lines is None or found < lines):
-            ready = dict(self._poll.poll(None if self._timeout is None else self._timeout * 1000))
-            if not ready:
-                raise CommandError("timeout", f"{self._name} was silent for {self._timeout:g} s")
+            left = deadline - time.monotonic()
+            ready = dict(self._poll.poll(None if left == inf else max(0, left * 1000)))
+            if not ready or left < 0:
+                raise CommandError("timeout", f"{self._name} took longer than {self._timeout:g} s")
             if not self._in.closed and self._in.fileno() in ready:
                 unwritten = self._write(unwritten, close=lines is None)
             ended = self._ended in ready

@@ -86,7 +86,7 @@ an entry whose key is null is passed over. What is beyond --memory goes to a tem
 
 A command after -- is asked about keys that are not known yet: it gets an object of the key fields for each, a line each,
 and has to print as many objects with the fields to add, in that order; {} says that there is no such key. A command that
-fails, is silent for longer than --timeout or prints anything else is run again as --attempts says; then the records with
+fails, takes longer than --timeout or prints anything else is run again as --attempts says; then the records with
 those keys are rejected (lookup_failed). Answers, {} too, are remembered, the --max-entries last used ones. --cache keeps
 them in a file, written when this run's output is published, for --ttl after the command gave them.
 
@@ -114,7 +114,7 @@ of --default."""
             ("keep", "reject", "default"), "What becomes of a record whose key is not found.", default="keep"
         )
         default = params.json_object("Fields of a record whose key is not found, with --on-miss default.")
-        timeout = params.duration("Longest silence of the command before it is killed.", default=60.0)
+        timeout = params.duration("How long the command may take to answer before it is killed.", default=300.0)
         cache = params.path("File that keeps the answers for the next run; made if it is not there.", written=True)
         ttl = params.duration("How long an answer is good.")
         max_entries = params.integer("Most answers that are remembered.", default=1_000_000, minimum=1)

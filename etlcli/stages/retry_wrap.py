@@ -44,7 +44,7 @@ class RetryWrap(Stage):
 
 Each batch of records goes to the command's standard input as NDJSON, and what it prints takes their place. It has to print
 a record for each record, in order, unless --any-count says that it may drop or add some. A command that exits with another
-code than 0, dies, is silent for longer than --timeout, or prints what is no record has failed for the whole batch: it is
+code than 0, dies, takes longer than --timeout, or prints what is no record has failed for the whole batch: it is
 run again, --attempts times in all, each time after a wait (--backoff). If it fails still, --isolate halves the batch again
 and again until the records that it fails for stand alone; they, or without --isolate the whole batch, are rejected with
 code command_failed or timeout. Which records share a batch depends on how the input comes; with --isolate, which of them
@@ -58,7 +58,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
     examples = (
         (
             "etl retry-wrap --attempts 5 --timeout 10s flights.ndjson -- sed s/EWR/JFK/",
-            "five tries for a batch, and no more than 10 s of silence",
+            "five tries for a batch, 10 s each",
         ),
         (
             "etl retry-wrap --size 500 --isolate --on-error skip flights.ndjson -- sed s/EWR/JFK/",
@@ -76,7 +76,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         stage = params.text("Run this etl command; the arguments are its options.", metavar="NAME")
         mode = params.choice(("batch", "line"), "A process for each batch, or one for all lines.", default="batch")
         size = params.integer("Records in a batch.", default=1000, minimum=1)
-        timeout = params.duration("Longest silence of the command before it is killed.", default=60.0)
+        timeout = params.duration("How long the command may take for a batch before it is killed.", default=300.0)
         isolate = params.flag("Halve a failing batch until the records it fails for stand alone.")
         any_count = params.flag("Let the command print fewer or more records than it was given.")
         concurrency = params.integer("Batches that are at the command at a time.", default=1, minimum=1)

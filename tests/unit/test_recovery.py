@@ -15,7 +15,7 @@ from etlcli.core.batch import Batch, Reject
 from etlcli.core.policy import ErrorBudget, Retry
 from etlcli.core.stage import Prepared, Sink, Stage
 from etlcli.engine.pipeline import Pipeline
-from etlcli.errors import FindingsError
+from etlcli.errors import FindingsError, TryLaterError
 from etlcli.observe.logs import Log
 from etlcli.recipe.model import Fallback, OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS, Entry, load
@@ -127,7 +127,7 @@ def test_a_try_that_heals(clock: Clock, tmp_path: Path) -> None:
 
 
 def test_tries_that_do_not(clock: Clock, tmp_path: Path) -> None:
-    with pytest.raises(FindingsError, match="timeout: try 3"):
+    with pytest.raises(TryLaterError, match=r"timeout: try 3 \(tried 3 times\)"):
         run(tmp_path, {2: 9}, OnError(Retry(attempts=3, backoff="1s")))
     assert clock.waits == [1, 1]
 
@@ -139,7 +139,7 @@ def test_what_another_try_cannot_heal_is_not_tried(clock: Clock, tmp_path: Path)
 
 
 def test_no_try_begins_after_the_longest_time(clock: Clock, tmp_path: Path) -> None:
-    with pytest.raises(FindingsError):
+    with pytest.raises(TryLaterError):
         run(tmp_path, {2: 99}, OnError(Retry(attempts=99, backoff="1s..8s", max_elapsed="10s")))
     assert clock.waits == [1, 2, 4]  # the next would end after 15 s
 
@@ -227,7 +227,7 @@ def test_apply_a_try_that_heals(clock: Clock, tmp_path: Path) -> None:
 
 
 def test_apply_tries_that_do_not(clock: Clock, tmp_path: Path) -> None:
-    with pytest.raises(FindingsError, match="timeout: try 3"):
+    with pytest.raises(TryLaterError, match="timeout: try 3"):
         run(tmp_path, {2: 9}, OnError(Retry(attempts=3)), at="flaky-later")
     written, _ = run(tmp_path, {0: 99, 3: 99}, OnError(Retry(attempts=2), then="skip"), at="flaky-later")
     assert written == [LINES[1], LINES[2], LINES[4], LINES[5]]

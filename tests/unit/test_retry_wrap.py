@@ -148,6 +148,12 @@ def test_a_timeout_kills_the_whole_group(mode: str, resources: ExitStack) -> Non
     assert gone("98.7601")
 
 
+def test_a_command_that_drips_is_not_waited_for(resources: ExitStack) -> None:
+    drips = ["sh", "-c", "while :; do echo {}; echo {} >&2; sleep 0.05; done"]
+    out, rejects = Run(resources, drips, timeout="300ms")(LINES[:1])
+    assert (out, [reject.message for reject in rejects]) == ([], ["sh took longer than 0.3 s"])
+
+
 @pytest.mark.parametrize("detached", ["", "setsid "])
 def test_a_child_that_keeps_the_pipes_is_not_waited_for(detached: str, resources: ExitStack) -> None:
     argv = ["sh", "-c", f"{detached}sleep 5.7602 & cat"]
