@@ -14,15 +14,18 @@ Descending is the same with all bits inverted, which works because no encoding i
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Sequence
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
+from itertools import chain
 from math import inf, isinf
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from etlcli.core.fields import MISSING, exact_number
 
+T = TypeVar("T")
 _INVERT = bytes(range(255, -1, -1))
 _NULLS_FIRST, _PRESENT, _NULLS_LAST = b"\x01", b"\x02", b"\x03"
 _END, _FALSE, _TRUE, _NUMBER, _STRING, _ARRAY, _OBJECT, _NULL = (bytes([code]) for code in range(8))
@@ -165,11 +168,15 @@ def _pack_numbers(column: list[Any], descending: bool) -> list[bytes]:
 
 def order_of(keys: list[bytes]) -> list[int]:
     """The stable order of `keys`: indices, smallest key first."""
+    return sorted_by(keys, range(len(keys)))
+
+
+def sorted_by(keys: list[bytes], items: Sequence[T]) -> list[T]:
+    """The items in the stable order of their keys, smallest first."""
     distinct = set(keys)
     if len(distinct) * 4 > len(keys):
-        return sorted(range(len(keys)), key=keys.__getitem__)
-    # Few keys: sorting the distinct ones and dealing the records out is linear.
-    piles: dict[bytes, list[int]] = {key: [] for key in sorted(distinct)}
-    for pile, index in zip(map(piles.__getitem__, keys), range(len(keys)), strict=True):
-        pile.append(index)
-    return [index for pile in piles.values() for index in pile]
+        return list(map(items.__getitem__, sorted(range(len(keys)), key=keys.__getitem__)))
+    # Few keys: sorting the distinct ones and dealing the items out is linear.
+    piles: dict[bytes, list[T]] = {key: [] for key in sorted(distinct)}
+    deque(map(list.append, map(piles.__getitem__, keys), items), maxlen=0)
+    return list(chain.from_iterable(piles.values()))

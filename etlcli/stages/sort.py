@@ -14,7 +14,7 @@ from typing import Any
 from etlcli.core import params
 from etlcli.core.batch import Batch, Origin
 from etlcli.core.fields import Path, parse_path
-from etlcli.core.ordering import KeyMaker, order_of
+from etlcli.core.ordering import KeyMaker, order_of, sorted_by
 from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import FindingsError
 from etlcli.io.spill import Run, SpillFile, spill_directory
@@ -186,9 +186,12 @@ that nothing can be left behind."""
 
     def _take_lines(self) -> list[bytes]:
         """The lines in memory, sorted; the memory is free then."""
-        lines = _pick(self._lines, self._order(self._keys))
+        lines = self._sorted(self._keys, self._lines)
         self._keys, self._lines, self._size = [], [], 0
         return lines
+
+    def _sorted(self, keys: list[bytes], lines: list[bytes], before: bytes | None = None) -> list[bytes]:
+        return _pick(lines, self._order(keys, before)) if self.params.unique else sorted_by(keys, lines)
 
     def _order(self, keys: list[bytes], before: bytes | None = None) -> list[int]:
         """The indices of `keys`, in order; with --unique only the first of equal ones, and none equal to `before`."""
@@ -243,7 +246,7 @@ that nothing can be left behind."""
                 cut = (bisect_left if behind else bisect_right)(block.keys, bound)
                 block.move(cut, keys, lines)
                 behind = behind or block is ending
-            yield _pick(lines, self._order(keys, last))
+            yield self._sorted(keys, lines, last)
             last = bound
 
     def _blocks(self, run: Run, size: int) -> Iterator[Block]:
