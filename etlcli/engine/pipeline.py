@@ -24,7 +24,7 @@ from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep
 from etlcli.errors import FindingsError, UsageError
 from etlcli.observe.logs import Log
-from etlcli.recipe.model import Fallback, Recipe, StepSpec
+from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import find
 
 if TYPE_CHECKING:
@@ -125,11 +125,10 @@ class Pipeline:
     def _fallback(self, spec: StepSpec, ctx: Context) -> list[Stage]:
         """The stages that run instead, for a rejected record. They see one record at a time, so only stages that need no
         more will do."""
-        stages: list[Stage] = [
-            self._component("stage", step, ctx) for step in (spec.on_error.fallback or Fallback()).steps
-        ]
-        for stage, step in zip(stages, (spec.on_error.fallback or Fallback()).steps, strict=True):
-            if stage.scope != "record":
+        stages: list[Stage] = []
+        for step in spec.on_error.fallback.steps if spec.on_error.fallback else ():
+            stages.append(self._component("stage", step, ctx))
+            if stages[-1].scope != "record":
                 raise UsageError(
                     f"{step.uses} needs all records, a fallback has one at a time", where=f"step {spec.id}"
                 )

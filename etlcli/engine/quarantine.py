@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from base64 import b64encode
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from etlcli.core.batch import Reject
 from etlcli.core.edit import encode
 from etlcli.io.files import AppendFile
+from etlcli.observe.logs import now
 from etlcli.recipe.model import Recipe
 
 VERSION = 1
@@ -51,10 +51,6 @@ class Quarantine:
             "at": at,
             **_raw(reject.raw),
         }
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _raw(raw: bytes) -> dict[str, str]:

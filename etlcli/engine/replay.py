@@ -29,13 +29,13 @@ from etlcli.core.ledger import StepCount
 from etlcli.core.policy import ErrorBudget, Policy
 from etlcli.core.stage import Context, Prepared, Source
 from etlcli.engine.pipeline import Pipeline
-from etlcli.engine.quarantine import VERSION, now
+from etlcli.engine.quarantine import VERSION
 from etlcli.errors import DataError, FindingsError, InputMissingError, RecipeError, TryLaterError, nearest
 from etlcli.formats import RawChunk, ReadOptions
 from etlcli.formats.ndjson import Reader
 from etlcli.io.files import AppendFile
 from etlcli.io.inputs import open_input
-from etlcli.observe.logs import Log
+from etlcli.observe.logs import Log, now
 from etlcli.recipe.model import Recipe, StepSpec
 
 _PART = 1000

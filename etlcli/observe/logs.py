@@ -59,10 +59,7 @@ class Log:
             os.write(2, line.encode(errors="backslashreplace") + b"\n")
 
     def _timed(self, level: str, event: str, fields: dict[str, Any]) -> str:
-        from datetime import UTC, datetime
-
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = {"ts": now, "level": level, "event": event, **fields}
+        line = {"ts": now(), "level": level, "event": event, **fields}
         if self._format == "json":
             import msgspec
 
@@ -76,6 +73,13 @@ class Log:
             }
             return safe_json(msgspec.json.encode({**line, **texts}).decode())
         return " ".join(f"{name}={_logfmt(value)}" for name, value in line.items() if value is not None)
+
+
+def now() -> str:
+    """The time as logs and quarantines have it: UTC, to the millisecond."""
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _console(level: str, event: str, fields: dict[str, Any]) -> str:
