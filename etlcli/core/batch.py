@@ -30,6 +30,18 @@ _decode_exactly: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(
 ).decode
 
 
+def lines_of(chunk: bytes) -> list[bytes]:
+    """Whole lines, without their newlines."""
+    lines = chunk.split(b"\n")
+    lines.pop()
+    return lines
+
+
+def chunk_of(lines: Sequence[bytes]) -> bytes:
+    """The lines with their newlines."""
+    return b"\n".join([*lines, b""])
+
+
 def decode_record(line: bytes) -> dict[str, Any]:
     """One good line, with numbers that no double or no Python integer holds as Decimals."""
     try:
@@ -59,7 +71,7 @@ class Span:
     through `lines` and `offsets` (a CSV record can span lines, a JSON array has several records on one).
     """
 
-    __slots__ = ("_starts", "count", "line", "lines", "offset", "offsets", "path", "raw")
+    __slots__ = ("_starts", "line", "lines", "offset", "offsets", "path", "raw")
 
     def __init__(
         self,
@@ -69,16 +81,13 @@ class Span:
         raw: bytes,
         lines: Sequence[int] | None = None,
         offsets: Sequence[int] | None = None,
-        count: int | None = None,
     ) -> None:
-        """`count`: how many rows there are, where the reader has counted anyway."""
         self.path = path
         self.line = line
         self.offset = offset
         self.raw = raw
         self.lines = lines
         self.offsets = offsets
-        self.count = count
         self._starts: list[int] | None = None
 
     def origin(self, row: int) -> Origin:
@@ -209,15 +218,14 @@ class Batch:
     @property
     def chunk(self) -> bytes:
         if self._chunk is None:
-            self._chunk = b"\n".join([*self.lines, b""])
+            self._chunk = chunk_of(self.lines)
         return self._chunk
 
     @property
     def lines(self) -> list[bytes]:
         if self._lines is None:
             assert self._chunk is not None
-            self._lines = self._chunk.split(b"\n")
-            self._lines.pop()
+            self._lines = lines_of(self._chunk)
         return self._lines
 
     def columns(self, paths: tuple[Path, ...]) -> list[list[Any]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.batch import Batch, Reject, Span
+from etlcli.core.batch import Batch, Reject, Span, lines_of
 from etlcli.core.fields import Projection
 
 MAX_DEPTH = 250
@@ -21,6 +22,8 @@ DEFAULT_MAX_LINE = 16 << 20
 _EXCERPT = 64 << 10
 
 _INNER_BRACE = re.compile(rb"\}[^\n]")
+_OPENING, _CLOSING = set(b"{"), set(b"}")
+_first, _last = itemgetter(0), itemgetter(-1)
 _HALF_PAIR = re.compile(rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|[c-fC-F][0-9a-fA-F]{2})")
 _BRACKETS = bytes(byte for byte in range(256) if byte not in b'{}[]"\\')
 
@@ -31,26 +34,36 @@ class Intake(NamedTuple):
     blank: int
 
 
-def parse(chunk: bytes, span: Span, project: Projection, max_line: int = DEFAULT_MAX_LINE) -> Intake:
+def parse(
+    chunk: bytes,
+    span: Span,
+    project: Projection,
+    max_line: int = DEFAULT_MAX_LINE,
+    lines: list[bytes] | None = None,
+) -> Intake:
     """Check every line of `chunk` (whole lines, each with its newline) and decode the projected fields.
 
     A line is a record if it is one JSON object in valid UTF-8, at most `max_line` bytes and MAX_DEPTH levels. CRLF becomes
-    LF, blank lines are counted, anything else is a reject with its code and origin.
+    LF, blank lines are counted, anything else is a reject with its code and origin. `lines` is `lines_of(chunk)` where the
+    caller has it.
     """
+    if lines is None:
+        lines = lines_of(chunk)
     if max_line >= len(chunk):
-        rows = chunk.count(b"\n") if span.count is None else span.count
         clean = chunk
-        structs = _decode_clean(clean, rows, project)
+        structs = _decode_clean(clean, lines, project)
         if structs is None and b"\r\n" in chunk:
             clean = chunk.replace(b"\r\n", b"\n")
-            structs = _decode_clean(clean, rows, project)
+            lines = lines_of(clean)
+            structs = _decode_clean(clean, lines, project)
         if structs is not None:
-            return Intake(Batch(len(structs), chunk=clean, span=span, structs=structs, projected=project), [], 0)
-    return _parse_lines(chunk, span, project, max_line)
+            batch = Batch(len(lines), chunk=clean, lines=lines, span=span, structs=structs, projected=project)
+            return Intake(batch, [], 0)
+    return _parse_lines(lines_of(chunk), span, project, max_line)
 
 
-def _decode_clean(chunk: bytes, rows: int, project: Projection) -> list[Any] | None:
-    """The decoded lines if each of the `rows` lines is exactly one good record; None if any of it is in doubt."""
+def _decode_clean(chunk: bytes, lines: list[bytes], project: Projection) -> list[Any] | None:
+    """The decoded lines if each of the `lines` is exactly one good record; None if any of it is in doubt."""
     if not chunk.isascii() and not _is_utf8(chunk):
         return None
     try:
@@ -58,24 +71,34 @@ def _decode_clean(chunk: bytes, rows: int, project: Projection) -> list[Any] | N
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
     # The decoder itself would take a record over two lines, and two records on one, so as many records as lines is
-    # not enough. But every record has a closing brace, and where each of those ends a line, none ends two records.
-    if len(structs) != rows:
+    # not enough. But a newline between `}` and `{` can only stand between records; when all do, lines are records.
+    if (
+        len(structs) != len(lines)
+        or not _in_braces(lines)
+        or (_may_be_deep(chunk, lines) and any(map(too_deep, lines)))
+    ):
         return None
-    inner = 0
-    if _INNER_BRACE.search(chunk):
-        # A newline between `}` and `{` can only stand between records; when all newlines do, lines are records.
-        if chunk.count(b"}\n{") != rows - 1 or chunk[-2:] != b"}\n" or chunk[:1] != b"{":
-            return None
-        inner = chunk.count(b"{") - rows
-    if b"[" in chunk:
-        inner += chunk.count(b"[")
-    # Only a line with that many brackets beside its own can be too deep.
-    return None if inner >= MAX_DEPTH and any(map(too_deep, chunk.split(b"\n"))) else structs
+    return structs
 
 
-def _parse_lines(chunk: bytes, span: Span, project: Projection, max_line: int) -> Intake:
+def _in_braces(lines: list[bytes]) -> bool:
+    try:
+        return set(map(_last, lines)) <= _CLOSING and set(map(_first, lines)) <= _OPENING
+    except IndexError:  # a blank line
+        return False
+
+
+def _may_be_deep(chunk: bytes, lines: list[bytes]) -> bool:
+    """Whether some line may have MAX_DEPTH brackets beside its own."""
+    if max(map(len, lines), default=0) <= 2 * MAX_DEPTH:
+        return False
+    inner = chunk.count(b"{") - len(lines) if _INNER_BRACE.search(chunk) else 0
+    return inner + (chunk.count(b"[") if b"[" in chunk else 0) >= MAX_DEPTH
+
+
+def _parse_lines(raw_lines: list[bytes], span: Span, project: Projection, max_line: int) -> Intake:
     lines, rows, structs, rejects, blank = [], [], [], [], 0
-    for row, raw in enumerate(chunk.split(b"\n")[:-1]):
+    for row, raw in enumerate(raw_lines):
         line = raw.removesuffix(b"\r")
         if not line.strip(b" \t\r"):
             blank += 1

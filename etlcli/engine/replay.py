@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.batch import Batch, Reject, Span
+from etlcli.core.batch import Batch, Reject, Span, lines_of
 from etlcli.core.fields import projection
 from etlcli.core.intake import Intake, parse
 from etlcli.core.ledger import StepCount
@@ -60,7 +60,7 @@ def waiting(path: str, log: Callable[..., None]) -> list[Envelope]:
         found: list[Envelope] = []
         healed: set[str] = set()
         for item in Reader(stream, ReadOptions("ndjson", path, log, max_line=_MAX_LINE)).chunks():
-            lines = item.chunk.split(b"\n")[:-1] if isinstance(item, RawChunk) else []
+            lines = lines_of(item.chunk) if isinstance(item, RawChunk) else []
             for number, line in enumerate(lines, item.span.line if isinstance(item, RawChunk) else 0):
                 envelope = _envelope(path, number, line)
                 if isinstance(envelope, Envelope):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.batch import Batch, Origin, Reject, Span
+from etlcli.core.batch import Batch, Origin, Reject, Span, chunk_of, lines_of
 from etlcli.core.fields import MISSING, pointer, projected_struct
 from etlcli.errors import DataError
 from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions, ndjson
@@ -150,7 +150,7 @@ class Reader:
 
     def _convert_rows(self, raw: RawChunk, *, final: bool) -> Generator[RawChunk | Reject, None, RawChunk | None]:
         """Row by row: with rejects, and with rows over several lines. Returns what is left: a row that is only begun."""
-        lines = raw.chunk.split(b"\n")[:-1]
+        lines = lines_of(raw.chunk)
         starts = list(accumulate((len(line) + 1 for line in lines), initial=raw.span.offset))
         good: list[bytes] = []
         origins: list[Origin] = []
@@ -168,7 +168,7 @@ class Reader:
                 row_bytes = b"\n".join(lines[row.first : row.first + row.height])
                 yield Reject(problem[0], [{"message": problem[1]}], row_bytes, origin)
         if good:
-            chunk = b"\n".join([*good, b""])
+            chunk = chunk_of(good)
             numbers, offsets = [origin.line for origin in origins], [origin.offset for origin in origins]
             yield RawChunk(chunk, Span(raw.span.path, numbers[0], offsets[0], chunk, numbers, offsets))
         self._tokens.forget()

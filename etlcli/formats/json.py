@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
-from etlcli.core.batch import Batch, Reject, Span
+from etlcli.core.batch import Batch, Reject, Span, chunk_of
 from etlcli.errors import DataError
 from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions
 
@@ -105,7 +105,7 @@ class Reader:
             yield self._raw(lines, places)
 
     def _raw(self, lines: list[bytes], places: list[tuple[int, int]]) -> RawChunk:
-        chunk = b"\n".join([*lines, b""])
+        chunk = chunk_of(lines)
         numbers, offsets = [place[0] for place in places], [place[1] for place in places]
         return RawChunk(chunk, Span(self._options.path, numbers[0], offsets[0], chunk, numbers, offsets))
 

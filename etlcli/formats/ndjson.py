@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from etlcli.core.batch import Batch, Origin, Reject, Span
+from etlcli.core.batch import Batch, Origin, Reject, Span, chunk_of, lines_of
 from etlcli.core.intake import excerpt
 from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions
 
@@ -27,12 +27,12 @@ class Reader:
         held: list[bytes] = []
         size = 0
         for block in self._blocks():
-            cut = block.rfind(b"\n") + 1
-            if cut:
-                yield from self._raw(b"".join([*held, block[:cut]]))
+            end = block.rfind(b"\n") + 1
+            if end:
+                yield from self._raw(b"".join([*held, memoryview(block)[:end]]))
                 held, size = [], 0
-            held.append(block[cut:])
-            size += len(block) - cut
+            held.append(block[end:])
+            size += len(block) - end
             if size > self._options.max_line:
                 yield from self._skip(b"".join(held))
                 held, size = [], 0
@@ -55,20 +55,19 @@ class Reader:
 
     def _raw(self, chunk: bytes) -> Iterator[RawChunk]:
         """The chunk, or several of it: a MiB of tiny records is more objects than memory should hold at once."""
-        count = chunk.count(b"\n")
-        if count > _MAX_LINES:
-            lines = chunk.split(b"\n")[:-1]
-            for start in range(0, count, _MAX_LINES):
-                part = b"\n".join([*lines[start : start + _MAX_LINES], b""])
-                yield self._part(part, part.count(b"\n"), more=start + _MAX_LINES < count)
+        lines = lines_of(chunk)
+        if len(lines) <= _MAX_LINES:
+            yield self._part(chunk, lines)
             return
-        yield self._part(chunk, count)
+        for start in range(0, len(lines), _MAX_LINES):
+            part = lines[start : start + _MAX_LINES]
+            yield self._part(chunk_of(part), part, more=start + _MAX_LINES < len(lines))
 
-    def _part(self, chunk: bytes, count: int, *, more: bool = False) -> RawChunk:
-        span = Span(self._options.path, self._line, self._offset, chunk, count=count)
-        self._line += count
+    def _part(self, chunk: bytes, lines: list[bytes], *, more: bool = False) -> RawChunk:
+        span = Span(self._options.path, self._line, self._offset, chunk)
+        self._line += len(lines)
         self._offset += len(chunk)
-        return RawChunk(chunk, span, more)
+        return RawChunk(chunk, span, more, lines)
 
     def _skip(self, start: bytes) -> Iterator[Reject]:
         size, found = len(start), -1

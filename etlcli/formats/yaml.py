@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from etlcli.core.batch import Batch, Reject, Span
+from etlcli.core.batch import Batch, Reject, Span, chunk_of
 from etlcli.core.edit import encode, open_array, open_object
 from etlcli.errors import DataError
 from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions
@@ -49,7 +49,7 @@ class Reader:
             yield self._raw(lines, places)
 
     def _raw(self, lines: list[bytes], places: list[int]) -> RawChunk:
-        chunk = b"\n".join([*lines, b""])
+        chunk = chunk_of(lines)
         offsets = [self._stream.offset_of(line) for line in places]
         self._stream.forget_before(places[-1])
         return RawChunk(chunk, Span(self._options.path, places[0], offsets[0], chunk, places, offsets))

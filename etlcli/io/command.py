@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
 
+from etlcli.core.batch import chunk_of
 from etlcli.errors import UsageError
 
 MAX_OUTPUT = 256 << 20
@@ -90,7 +91,7 @@ class Command:
         lines than it was given, now or in an earlier answer."""
         if self._rest or self._read(self._out.fileno()):
             raise MisalignedError(self._name)
-        *answers, self._rest = self._converse(b"\n".join([*lines, b""]), len(lines)).split(b"\n")
+        *answers, self._rest = self._converse(chunk_of(lines), len(lines)).split(b"\n")
         if len(answers) < len(lines):
             self._check_status()
             raise CommandError("command_failed", f"{self._name} ended before it had answered")

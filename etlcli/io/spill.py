@@ -16,6 +16,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
+from etlcli.core.batch import chunk_of, lines_of
 from etlcli.errors import InputOutputError
 
 _BLOCK_LINES = 4096
@@ -130,7 +131,7 @@ class LineSorter:
 
     def _write(self, lines: Iterable[bytes]) -> Run:
         rest = iter(lines)
-        blocks = iter(lambda: b"\n".join([*islice(rest, _BLOCK_LINES), b""]), b"")
+        blocks = iter(lambda: chunk_of(list(islice(rest, _BLOCK_LINES))), b"")
         return self._spill.write_run(blocks)
 
     def _merge(self, runs: Sequence[Run]) -> Iterator[list[bytes]]:
@@ -160,7 +161,7 @@ class _Loaded:
         return moved
 
     def _load(self) -> None:
-        self.lines = next(self._blocks, b"").split(b"\n")[:-1]
+        self.lines = lines_of(next(self._blocks, b""))
 
 
 def spill_directory(chosen: str | None) -> str:

@@ -19,7 +19,7 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from etlcli.core import params
-from etlcli.core.batch import Batch, Reject
+from etlcli.core.batch import Batch, Reject, chunk_of
 from etlcli.core.fields import MISSING, Path, parse_path, pointer
 from etlcli.core.keys import keys_of, keys_of_records
 from etlcli.core.stage import Context, Prepared, Stage, State
@@ -259,5 +259,5 @@ class _Last:
             self._ctx.resources.callback(self._spill.close)
             self._ctx.log("debug", "spilling", step=self._ctx.step, directory=directory)
         blocks = (self._lines[start : start + _OUT] for start in range(0, len(self._lines), _OUT))
-        self._runs.append(self._spill.write_run(b"\n".join([*block, b""]) for block in blocks))
+        self._runs.append(self._spill.write_run(chunk_of(block) for block in blocks))
         self._lines, self._size = [], 0

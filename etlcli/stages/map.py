@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from etlcli.core import params
-from etlcli.core.batch import Batch
+from etlcli.core.batch import Batch, lines_of
 from etlcli.core.edit import encode, open_object, raw_at, with_members
 from etlcli.core.expressions import Expression
 from etlcli.core.fields import MISSING, Path, parse_path, pointer
@@ -156,7 +156,7 @@ def _spelled(batch: Batch, expression: Expression, values: list[Any]) -> list[by
         return [
             b"null" if value is None else raw_at(line, path) for line, value in zip(batch.lines, values, strict=True)
         ]
-    return encode_lines(values).split(b"\n")[:-1]
+    return lines_of(encode_lines(values))
 
 
 def _overlap(one: Path, other: Path) -> bool:

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from etlcli.core import params
-from etlcli.core.batch import Batch, Reject, Span
+from etlcli.core.batch import Batch, Reject, Span, chunk_of
 from etlcli.core.fields import projection
 from etlcli.core.intake import parse
 from etlcli.core.stage import Context, Prepared, Stage, State
@@ -207,7 +207,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
             if self._process is None:
                 self._process = Command(self._argv, self._directory, self.params.timeout)
             answers = self._process.ask(batch.lines[indices.start : indices.stop])
-            return _Answer(indices, self._checked(b"\n".join([*answers, b""]), len(indices)))
+            return _Answer(indices, self._checked(chunk_of(answers), len(indices)))
         except CommandError as error:
             if isinstance(error, MisalignedError) and answered_before:
                 raise self._untrusted(error) from None

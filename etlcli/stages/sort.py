@@ -1,28 +1,32 @@
 """`sort`: stable, typed, external.
 
-`prepare` makes a key for each record; `apply` keeps keys and lines and, when they outgrow the memory, writes them to
-disk as a sorted run; `finish` sorts what is in memory and merges the runs. The merge goes block by block: all records up
+`prepare` makes a key for each record; `apply` keeps keys and lines and, when they outgrow the memory, writes them to disk
+as a sorted run; `finish` sorts what is in memory and merges the runs. The merge goes block by block: all records up
 to the smallest last key among the loaded blocks are there, so they can be sorted together and put out.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from etlcli.core import params
-from etlcli.core.batch import Batch, Origin
+from etlcli.core.batch import Batch, Origin, chunk_of
 from etlcli.core.fields import Path, parse_path
 from etlcli.core.ordering import KeyMaker, order_of, sorted_by
 from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import FindingsError
 from etlcli.io.spill import Run, SpillFile, spill_directory
 
-# What a record costs beside its bytes (CPython, 64 bit): the line's header, list slots, an index while sorting; and where
-# keys are mostly different, a key object each, and its place in the set that finds out.
+# What a record costs beside its bytes (CPython, 64 bit): the line's header, list slots, an index while sorting; a key
+# object, and its place in the set that finds out whether keys are few; a key's pile.
 _OVERHEAD = 112
 _KEY_OVERHEAD = 96
+_PILE_OVERHEAD = 256
+_FEW = 4096
 _MIN_BLOCK = 32 << 10
 _MAX_FAN_IN = 256
 _OUT = 4096
@@ -74,9 +78,7 @@ that nothing can be left behind."""
         self._paths = _paths(params.by)
         descending = [name.startswith("-") for name in params.by]
         self._key_maker = KeyMaker(descending, nulls_first=params.nulls == "first", numeric=params.numeric)
-        self._keys: list[bytes] = []
-        self._lines: list[bytes] = []
-        self._size = 0
+        self._kept = self._nothing()
         self._limit = ctx.memory // 16 * 15
         self._spill: SpillFile | None = None
         self._runs: list[Run] = []
@@ -99,17 +101,17 @@ that nothing can be left behind."""
             return ()
         if self.params.merge:
             self._check_input(batch, prepared.extra)
-        keys, lines = prepared.extra, batch.lines
-        self._keys += keys
-        self._lines += lines
-        self._size += self._size_of(keys, lines)
-        if self._size > self._limit:
+        self._kept.add(prepared.extra, batch.lines)
+        if self._kept.size > self._limit:
             self._make_room()
         return ()
 
     def finish(self) -> Iterable[Batch]:
-        for lines in self._merged():
-            yield from self._emit(lines)
+        for lines in _parts(self._merged()):
+            kept = lines[: max(0, self.params.top - self._emitted)] if self.params.top else lines
+            self.ctx.discard("beyond_top", len(lines) - len(kept))
+            self._emitted += len(kept)
+            yield Batch.of_lines(kept)
 
     # -- checking -----------------------------------------------------------------------------------------------------
 
@@ -166,29 +168,26 @@ that nothing can be left behind."""
         self._write_run(self._spill)
 
     def _write_run(self, spill: SpillFile) -> None:
-        lines = self._take_lines()
-        self._spilled += len(lines)
-        self._runs.append(spill.write_run(_blocks_of(lines)))
+        self._spilled += self._kept.count
+        self._runs.append(spill.write_run(map(chunk_of, _parts(self._taken()))))
+
+    def _nothing(self) -> _Kept:
+        return _Kept(piled=not self.params.unique and not self.params.top)
 
     def _cut_to_top(self) -> bool:
         """With --top only the first N can matter. Whether dropping the others made enough room."""
-        order = self._order(self._keys)
+        keys, lines = self._kept.keys, self._kept.lines
+        order = self._order(keys)
         kept = order[: self.params.top]
         self.ctx.discard("beyond_top", len(order) - len(kept))
-        self._keys, self._lines = _pick(self._keys, kept), _pick(self._lines, kept)
-        self._size = self._size_of(self._keys, self._lines)
-        return self._size <= self._limit // 2
+        self._kept = self._nothing()
+        self._kept.add(_pick(keys, kept), _pick(lines, kept))
+        return self._kept.size <= self._limit // 2
 
-    def _size_of(self, keys: list[bytes], lines: list[bytes]) -> int:
-        """Bytes of memory, nearly."""
-        size = sum(map(len, lines)) + _OVERHEAD * len(lines)
-        return size + sum(map(len, keys)) + _KEY_OVERHEAD * len(keys) if self._key_maker.unique else size
-
-    def _take_lines(self) -> list[bytes]:
-        """The lines in memory, sorted; the memory is free then."""
-        lines = self._sorted(self._keys, self._lines)
-        self._keys, self._lines, self._size = [], [], 0
-        return lines
+    def _taken(self) -> Iterator[bytes]:
+        """The lines in memory, in order. The memory is free when they are used up."""
+        kept, self._kept = self._kept, self._nothing()
+        return iter(self._sorted(kept.keys, kept.lines)) if kept.piles is None else kept.dealt()
 
     def _sorted(self, keys: list[bytes], lines: list[bytes], before: bytes | None = None) -> list[bytes]:
         return _pick(lines, self._order(keys, before)) if self.params.unique else sorted_by(keys, lines)
@@ -208,10 +207,10 @@ that nothing can be left behind."""
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
-    def _merged(self) -> Iterator[list[bytes]]:
+    def _merged(self) -> Iterator[bytes]:
+        """All lines, in order."""
         if self._spill is None:
-            yield self._take_lines()
-            return
+            return self._taken()
         self._write_run(self._spill)
         runs = self._runs
         fan_in = max(2, min(_MAX_FAN_IN, self._merge_bytes() // _MIN_BLOCK))
@@ -219,7 +218,7 @@ that nothing can be left behind."""
             # Neighbours are merged with each other, so that equal keys keep their order.
             groups = [runs[start : start + fan_in] for start in range(0, len(runs), fan_in)]
             runs = [self._merge_to_run(group) if len(group) > 1 else group[0] for group in groups]
-        yield from self._merge(runs)
+        return self._merge(runs)
 
     def _merge_bytes(self) -> int:
         """How many bytes of runs may be loaded at once: a quarter of the memory, as objects, and as much again moves."""
@@ -228,10 +227,10 @@ that nothing can be left behind."""
 
     def _merge_to_run(self, runs: Sequence[Run]) -> Run:
         assert self._spill is not None
-        return self._spill.write_run(block for lines in self._merge(runs) for block in _blocks_of(lines))
+        return self._spill.write_run(map(chunk_of, _parts(self._merge(runs))))
 
-    def _merge(self, runs: Sequence[Run]) -> Iterator[list[bytes]]:
-        """The lines of sorted runs, sorted, a block at a time; the earlier run first among equal keys."""
+    def _merge(self, runs: Sequence[Run]) -> Iterator[bytes]:
+        """The lines of sorted runs, sorted; the earlier run first among equal keys."""
         share = max(_MIN_BLOCK, self._merge_bytes() // len(runs))
         loaded = [_Loaded(self._blocks(run, share)) for run in runs]
         last: bytes | None = None
@@ -246,7 +245,7 @@ that nothing can be left behind."""
                 cut = (bisect_left if behind else bisect_right)(block.keys, bound)
                 block.move(cut, keys, lines)
                 behind = behind or block is ending
-            yield self._sorted(keys, lines, last)
+            yield from self._sorted(keys, lines, last)
             last = bound
 
     def _blocks(self, run: Run, size: int) -> Iterator[Block]:
@@ -255,18 +254,48 @@ that nothing can be left behind."""
             batch = Batch.of_chunk(chunk)
             yield self._key_maker.keys(batch.columns(self._paths)), batch.lines
 
-    def _emit(self, lines: list[bytes]) -> Iterator[Batch]:
-        if self.params.top:
-            kept = lines[: max(0, self.params.top - self._emitted)]
-            self.ctx.discard("beyond_top", len(lines) - len(kept))
-            self._emitted += len(kept)
-            lines = kept
-        for start in range(0, len(lines), _OUT):
-            yield Batch.of_lines(lines[start : start + _OUT])
-
 
 def _paths(by: Sequence[str]) -> tuple[Path, ...]:
     return tuple(parse_path(name.removeprefix("-")) for name in by)
+
+
+class _Kept:
+    """Records in memory. If `piled`, and as long as keys are few, each key has a pile of its own, filled while the lines
+    are at hand, and only the keys need sorting; otherwise keys and lines lie side by side, as they came."""
+
+    def __init__(self, *, piled: bool) -> None:
+        self.piles: defaultdict[bytes, list[bytes]] | None = defaultdict(list) if piled else None
+        self.keys: list[bytes] = []
+        self.lines: list[bytes] = []
+        self.count = 0
+        self._bytes = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, nearly."""
+        return self._bytes + (0 if self.piles is None else len(self.piles) * _PILE_OVERHEAD)
+
+    def add(self, keys: list[bytes], lines: list[bytes]) -> None:
+        self.count += len(lines)
+        self._bytes += sum(map(len, lines)) + _OVERHEAD * len(lines)
+        if self.piles is None:
+            self._add_flat(keys, lines)
+            return
+        deque(map(list.append, map(self.piles.__getitem__, keys), lines), maxlen=0)
+        if _FEW < self.count < len(self.piles) * 4:
+            piles, self.piles = self.piles, None
+            for key, pile in piles.items():
+                self._add_flat([key] * len(pile), pile)
+
+    def dealt(self) -> Iterator[bytes]:
+        """The lines of the piles, in order; each pile is gone when its turn is over."""
+        assert self.piles is not None
+        return chain.from_iterable(map(self.piles.pop, sorted(self.piles)))
+
+    def _add_flat(self, keys: list[bytes], lines: list[bytes]) -> None:
+        self.keys += keys
+        self.lines += lines
+        self._bytes += sum(map(len, keys)) + _KEY_OVERHEAD * len(keys)
 
 
 class _Loaded:
@@ -295,6 +324,5 @@ def _pick(items: list[bytes], order: Sequence[int]) -> list[bytes]:
     return list(map(items.__getitem__, order))
 
 
-def _blocks_of(lines: list[bytes]) -> Iterator[bytes]:
-    for start in range(0, len(lines), _OUT):
-        yield b"\n".join([*lines[start : start + _OUT], b""])
+def _parts(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+    return iter(lambda: list(islice(lines, _OUT)), [])
