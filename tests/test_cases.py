@@ -10,10 +10,12 @@ A line that is one `etl` command is also turned into a recipe and run by `etl ru
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from etlcli.recipe.model import OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS
 
 CASES = Path(__file__).parent / "cases"
+SPLIT_ETL = Path(__file__).parent / "split_etl.py"
 EXPECTATIONS = {"cmd", "stdout", "stderr", "exit", "expected"}
 folders = sorted(path.parent for path in CASES.glob("*/*/cmd"))
 
@@ -46,9 +49,9 @@ def _work(folder: Path, tmp_path: Path) -> tuple[Path, set[str]]:
     return work, {str(path.relative_to(work)) for path in work.rglob("*")}
 
 
-def _run(line: str, work: Path) -> subprocess.CompletedProcess[bytes]:
+def _run(line: str, work: Path, **extra: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(["bash", "-c", line], cwd=work, capture_output=True, stdin=subprocess.DEVNULL,
-                          env=environment(), timeout=60)  # fmt: skip
+                          env=environment(**extra), timeout=60)  # fmt: skip
 
 
 def _made(work: Path, inputs: set[str]) -> dict[str, bytes]:
@@ -68,14 +71,40 @@ def test_case(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> N
     work, inputs = _work(folder, tmp_path)
     done = _run((folder / "cmd").read_text(), work)
     made = _made(work, inputs)
-    stderr = _stable("stderr", done.stderr).replace(str(work).encode(), b".")
-    got = {"stdout": done.stdout, "stderr": stderr, "exit": b"%d\n" % done.returncode}
+    got = _got(done, work)
     if request.config.getoption("--bless"):
         _bless(folder, got, made)
+    _compare(folder, got, made)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("folder", folders, ids=_name)
+def test_P3_same_with_workers(folder: Path, workers: int, tmp_path: Path) -> None:
+    """The case with that many worker processes, and parts of a record or two."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "etl").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{SPLIT_ETL}" "$@"\n')
+    (programs / "etl").chmod(0o755)
+    work, inputs = _work(folder, tmp_path)
+    path = os.pathsep.join([str(programs), environment()["PATH"]])
+    done = _run((folder / "cmd").read_text(), work, PATH=path, ETL_TEST_WORKERS=str(workers))
+    got, stdout = _got(done, work), folder / "stdout"
+    if done.returncode and not stdout.exists():
+        # How much a run that fails has put out by then depends on the parts; never is it anything else.
+        del got["stdout"]
+    _compare(folder, got, _made(work, inputs))
+
+
+def _got(done: subprocess.CompletedProcess[bytes], work: Path) -> dict[str, bytes]:
+    stderr = _stable("stderr", done.stderr).replace(str(work).encode(), b".")
+    return {"stdout": done.stdout, "stderr": stderr, "exit": b"%d\n" % done.returncode}
+
+
+def _compare(folder: Path, got: dict[str, bytes], made: dict[str, bytes]) -> None:
     for name, content in got.items():
         path = folder / name
         expected = path.read_bytes() if path.exists() else b"0\n" if name == "exit" else b""
-        assert content == expected, f"{name} of {_name(folder)}; stderr: {done.stderr.decode(errors='replace')}"
+        assert content == expected, f"{name} of {_name(folder)}; stderr: {got['stderr'].decode(errors='replace')}"
     expected_files = {
         str(p.relative_to(folder / "expected")): p for p in (folder / "expected").rglob("*") if p.is_file()
     }

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from etlcli.core.fields import parse_path
-from etlcli.core.params import Declared, Option, format_backoff, format_size, parse_size
+from etlcli.core.params import Declared, Option, format_backoff, format_size, parse_size, parse_workers
 from etlcli.core.policy import THEN, ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, Component
 from etlcli.engine.pipeline import Pipeline
@@ -45,6 +45,8 @@ def shared_options() -> list[click.Parameter]:
         click.Option(["--max-errors"], metavar="N|P%", help="Rejects that skip and quarantine may pass over."),
         click.Option(["--memory"], metavar="SIZE", default=format_size(DEFAULT_MEMORY), show_default=True,
                      help="Memory for records that must be held."),
+        click.Option(["--workers"], metavar="N|auto", default="auto", show_default=True,
+                     help="Processes that read and prepare records; auto takes more than one for large files."),
         click.Option(["--stats"], is_flag=True, help="Print the counts of every step as JSON on stderr."),
         *log_options(),
     ]  # fmt: skip
@@ -262,9 +264,10 @@ def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:
     )
     try:
         budget, memory = ErrorBudget(values["max_errors"]), parse_size(values["memory"])
+        workers = parse_workers(values["workers"])
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return Recipe(name, source, steps, sink, budget, values["quarantine"], memory=memory)
+    return Recipe(name, source, steps, sink, budget, values["quarantine"], memory=memory, workers=workers)
 
 
 def _source_options() -> list[Option]:

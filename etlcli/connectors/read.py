@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from etlcli.core import params
-from etlcli.core.batch import Batch
+from etlcli.core.batch import Batch, Reject, Span, chunk_of, lines_of
 from etlcli.core.fields import projection
-from etlcli.core.intake import DEFAULT_MAX_LINE
+from etlcli.core.intake import DEFAULT_MAX_LINE, parse, too_long
 from etlcli.core.stage import Context, Prepared, Source
-from etlcli.formats import ReadOptions, format_of, records
-from etlcli.io.compression import opened
-from etlcli.io.inputs import STDIN, InputStream, Prefixed, check_input, expand, open_input
+from etlcli.formats import RawChunk, Reader, ReadOptions, format_of, module
+from etlcli.formats.ndjson import without_bom
+from etlcli.io.compression import is_compressed, method_of, opened
+from etlcli.io.extents import Extent, ExtentReader, extents_of, start_of
+from etlcli.io.inputs import STDIN, InputStream, Prefixed, check_input, expand, open_input, size_of
 from etlcli.registry import FORMATS
 
 
@@ -51,26 +53,119 @@ CSV is 1.10 in the JSON."""
         # Missing files are found before anything is read or created.
         for path in self._paths:
             check_input(path)
+        self._stream: InputStream | None = None
+        self._extents = ExtentReader()
+        ctx.resources.callback(self._extents.close)
+        self._line = 1
 
-    def batches(self) -> Iterator[Prepared]:
+    def parts(self) -> Iterator[RawChunk | Extent | Prepared]:
+        """Extents of plain NDJSON files, which lines are cut from where they are worked on. Any other input is one stream:
+        it is decompressed and brought into lines here."""
         for path in self._paths:
-            stream = open_input(path)
+            self._stream = stream = open_input(path)
             try:
                 yield from self._idle(stream)
-                yield from self._read(stream, path)
+                format = format_of(path) if self.params.format == "auto" else self.params.format
+                start = start_of(stream) if format == "ndjson" and not method_of(path) else None
+                if start is None or is_compressed(start):
+                    yield from self._read(stream, format)
+                else:
+                    self._stream = None
+                    yield from extents_of(stream, path, start, without_bom(start, stream.path, self.ctx.log))
             finally:
+                self._stream = None
                 stream.close()
 
-    def _read(self, stream: InputStream, path: str) -> Iterator[Prepared]:
-        name = format_of(path) if self.params.format == "auto" else self.params.format
-        options = ReadOptions(name, stream.path, self.ctx.log, self.params.types, self.params.max_line)
+    def prepare(self, part: RawChunk | Extent | Prepared) -> Prepared:
+        if isinstance(part, Prepared):
+            return part
+        project = projection(self.ctx.reads)
+        if isinstance(part, RawChunk):
+            batch, rejects, blank = parse(part.chunk, part.span, project, self.params.max_line, part.lines)
+            return Prepared(batch, rejects, _blank(blank))
+        found = self._extents.read(part, self.params.max_line)
+        lines = lines_of(found.chunk)
+        span = Span(part.name, 1, found.offset, lines)
+        batch, rejects, blank = parse(found.chunk, span, project, self.params.max_line, lines)
+        if found.long:
+            row = len(lines)
+            rejects.append(too_long(found.long, found.long_size, (span, row), self.params.max_line, row))
+        return Prepared(
+            batch, rejects, _blank(blank), _Place(span, len(lines) + bool(found.long), part.start == part.first)
+        )
+
+    def apply(self, prepared: Prepared) -> None:
+        """Only in order it is known how many lines there were before."""
+        if prepared.extra:
+            span, rows, begins = prepared.extra
+            if begins:
+                self._line = 1
+            span.line = self._line
+            self._line += rows
+
+    def size(self) -> int:
+        return sum(map(size_of, self._paths))
+
+    def ready(self) -> bool:
+        return self._stream is None or self._stream.wait(0)
+
+    def halves(self, part: RawChunk | Extent | Prepared) -> Sequence[Any]:
+        if isinstance(part, RawChunk):
+            lines = lines_of(part.chunk)
+            half = len(lines) // 2
+            return [_stretch(part, lines, 0, half), _stretch(part, lines, half, len(lines))] if half else [part]
+        if isinstance(part, Extent) and part.end - part.start > 1:
+            found = self._extents.read(part, self.params.max_line)
+            lines = lines_of(found.chunk)
+            half = len(lines) // 2
+            middle = found.offset + sum(len(line) + 1 for line in lines[:half])
+            return [part._replace(end=middle), part._replace(start=middle)] if half else [part]
+        return [part]
+
+    def refused(self, part: RawChunk | Extent | Prepared, code: str, message: str) -> Prepared:
+        if isinstance(part, Extent):
+            found = self._extents.read(part, self.params.max_line)
+            span, chunk = Span(part.name, 1, found.offset, found.chunk), found.chunk
+            place = _Place(span, 1, part.start == part.first)
+        else:
+            assert isinstance(part, RawChunk)
+            span, chunk, place = part.span, part.chunk, None
+        return Prepared(
+            Batch.of_lines([]), [Reject(code, [{"message": message}], chunk[:-1], (span, 0), 0)], extra=place
+        )
+
+    def _read(self, stream: InputStream, format: str) -> Iterator[RawChunk | Prepared]:
+        options = ReadOptions(format, stream.path, self.ctx.log, self.params.types, self.params.max_line)
         content = opened(stream)
-        for (batch, rejects, blank), more in records(content, options, projection(self.ctx.reads)):
-            yield Prepared(batch, rejects, {"blank": blank} if blank else None)
-            if isinstance(content, Prefixed) and not more:  # else there may be more than the stream knows of
+        reader: Reader = module(options.name).Reader(content, options)
+        for item in reader.chunks():
+            if isinstance(item, Reject):
+                yield Prepared(Batch.of_lines([]), [item])
+                continue
+            yield item
+            if isinstance(content, Prefixed) and not item.more:  # else there may be more than the stream knows of
                 yield from self._idle(stream)
 
     def _idle(self, stream: InputStream) -> Iterator[Prepared]:
         """An empty batch whenever a step is due, until there is something to read."""
         while (due := self.ctx.due()) is not None and not stream.wait(due):
             yield Prepared(Batch.of_lines([]))
+
+
+class _Place(NamedTuple):
+    """Of the lines of an extent: where they came from, how many they are, and whether they are a file's first."""
+
+    span: Span
+    rows: int
+    begins: bool
+
+
+def _stretch(part: RawChunk, lines: list[bytes], start: int, end: int) -> RawChunk:
+    span, own = part.span, lines[start:end]
+    origins = [span.origin(row) for row in range(start, end)]
+    places, offsets = [origin.line for origin in origins], [origin.offset for origin in origins]
+    return RawChunk(chunk_of(own), Span(span.path, places[0], offsets[0], own, places, offsets))
+
+
+def _blank(count: int) -> dict[str, int] | None:
+    return {"blank": count} if count else None

@@ -14,8 +14,12 @@ hand out is shared: nobody may change it.
 
 from __future__ import annotations
 
+import os
+from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
 from itertools import count as counting
 from typing import Any, NamedTuple
 
@@ -68,36 +72,47 @@ class Span:
     """Where the rows of one chunk came from, without an object a record.
 
     Row i is line `line + i` of the input and starts where the i-th line of `raw` does, unless the format says otherwise
-    through `lines` and `offsets` (a CSV record can span lines, a JSON array has several records on one).
+    through `lines` and `offsets` (a CSV record can span lines, a JSON array has several records on one). `raw` are the
+    lines as they were read: with their newlines, or cut.
     """
 
-    __slots__ = ("_starts", "line", "lines", "offset", "offsets", "path", "raw")
+    __slots__ = ("_sizes", "_starts", "line", "lines", "offset", "offsets", "path", "raw")
 
     def __init__(
         self,
         path: str,
         line: int,
         offset: int,
-        raw: bytes,
+        raw: bytes | Sequence[bytes],
         lines: Sequence[int] | None = None,
         offsets: Sequence[int] | None = None,
+        sizes: array[int] | None = None,
     ) -> None:
+        """`sizes`: of the lines, where those themselves are no longer at hand."""
         self.path = path
         self.line = line
         self.offset = offset
         self.raw = raw
         self.lines = lines
         self.offsets = offsets
+        self._sizes = sizes
         self._starts: list[int] | None = None
+
+    def __reduce__(self) -> Any:
+        """For another process: without the bytes."""
+        placed = self.lines is not None
+        sizes = None if placed else self._sizes or array("L", self._lengths())
+        return Span, (self.path, self.line, self.offset, b"", self.lines, self.offsets, sizes)
 
     def origin(self, row: int) -> Origin:
         if self.lines is not None and self.offsets is not None:
             return Origin(self.path, self.lines[row], self.offsets[row])
         if self._starts is None:
-            self._starts = [self.offset]
-            for line in self.raw.split(b"\n"):
-                self._starts.append(self._starts[-1] + len(line) + 1)
+            self._starts = list(accumulate((size + 1 for size in self._sizes or self._lengths()), initial=self.offset))
         return Origin(self.path, self.line + row, self._starts[row])
+
+    def _lengths(self) -> Iterable[int]:
+        return map(len, self.raw.split(b"\n") if isinstance(self.raw, bytes) else self.raw)
 
 
 class Reject:
@@ -106,24 +121,24 @@ class Reject:
     `errors` are dicts with a `message` and, where they are known, `pointer`, `keyword`, `schema_pointer` and `value`. They
     may be given as a function, which is asked when somebody looks: all errors of all records of a batch can be a hundred
     times the batch. `index` is the record's place in the batch it was rejected from; of a line that was no record, its row
-    in the chunk. None where neither is known. `attempts` tries were made. A `final` reject no other try
-    would heal, whatever its code.
+    in the chunk. None where neither is known. `origin` may be given as a row of a span. `attempts` tries were made. A
+    `final` reject no other try would heal, whatever its code.
     """
 
-    __slots__ = ("_errors", "attempts", "code", "final", "index", "origin", "raw")
+    __slots__ = ("_errors", "_origin", "attempts", "code", "final", "index", "raw")
 
     def __init__(
         self,
         code: str,
         errors: Errors | Callable[[], Errors],
         raw: bytes,
-        origin: Origin | None,
+        origin: Origin | tuple[Span, int] | None,
         index: int | None = None,
     ) -> None:
         self.code = code
-        self._errors = errors
+        self._errors: Errors | Callable[[], Errors] | None = errors
         self.raw = raw
-        self.origin = origin
+        self._origin = origin
         self.index = index
         self.attempts = 1
         self.final = False
@@ -138,14 +153,35 @@ class Reject:
         return f"Reject{self._values()}"
 
     def __reduce__(self) -> Any:
-        return Reject, (*self._values(), self.index), (None, {"attempts": self.attempts, "final": self.final})
+        errors = self._errors and self.errors
+        values = self.code, errors, self.raw, self._origin, self.index
+        return Reject, values, (None, {"attempts": self.attempts, "final": self.final})
 
     def _values(self) -> tuple[Any, ...]:
         return self.code, self.errors, self.raw, self.origin
 
     @property
+    def origin(self) -> Origin | None:
+        """Where the record was read, as far as that is known."""
+        if self._origin is None or isinstance(self._origin, Origin):
+            return self._origin
+        span, row = self._origin
+        return span.origin(row)
+
+    @property
     def errors(self) -> Errors:
+        assert self._errors is not None
         return self._errors() if callable(self._errors) else self._errors
+
+    def leave_unexplained(self) -> None:
+        """Forgets errors that nobody has looked at, so that they need not be worked out for another process."""
+        if callable(self._errors):
+            self._errors = None
+
+    def explain(self, errors: Callable[[Reject], Errors]) -> None:
+        """How to work them out again, where they were left."""
+        if self._errors is None:
+            self._errors = partial(errors, self)
 
     @property
     def message(self) -> str:
@@ -181,7 +217,7 @@ class Batch:
         structs: list[Any] | None = None,
         projected: Projection | None = None,
         exact: bool = False,
-        kin: int | None = None,
+        kin: tuple[int, int] | None = None,
     ) -> None:
         """`chunk` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i. `structs` are the
         lines as decoded by `projected`; `exact` says that a number in them is known to be what its line says. `kin` is the
@@ -195,13 +231,12 @@ class Batch:
         self._projection = projected
         self._exact = exact
         self._columns: dict[Path, list[Any]] = {}
-        self._kin = next(_families) if kin is None else kin
+        self._kin = (os.getpid(), next(_families)) if kin is None else kin
         self._records: list[dict[str, Any]] | None = None
 
     def __reduce__(self) -> Any:
-        """What a worker needs of it: the bytes and where they came from, not the forms derived from them."""
-        lines = None if self._chunk else self._lines
-        return _rebuilt, (self.count, self._chunk, lines, self._span, self._rows, self._kin)
+        """What another process needs of it: the bytes and where they came from, not the forms derived from them."""
+        return _rebuilt, (self.count, self.chunk, self._span, self._rows, self._kin)
 
     @classmethod
     def of_chunk(cls, chunk: bytes) -> Batch:
@@ -299,6 +334,14 @@ class Batch:
         """The same records, each as its new line (one valid JSON object)."""
         return Batch(self.count, lines=lines, span=self._span, rows=self._rows, kin=self._kin)
 
+    def bare(self) -> Batch:
+        """The same records without their bytes, for a journey on which those go separately."""
+        return Batch(self.count, chunk=b"", span=self._span, rows=self._rows, kin=self._kin)
+
+    def clothed(self, chunk: bytes) -> Batch:
+        """A bare batch with its bytes."""
+        return Batch(self.count, chunk=chunk, span=self._span, rows=self._rows, kin=self._kin)
+
     def row(self, index: int) -> int:
         """Record `index`'s place among the records of the batch that this one was first taken from."""
         return index if self._rows is None else self._rows[index]
@@ -322,15 +365,9 @@ class Batch:
         return self._span.origin(self.row(index))
 
     def reject(self, index: int, code: str, errors: Errors | Callable[[], Errors]) -> Reject:
-        return Reject(code, errors, self.lines[index], self.origin(index), index)
+        origin = None if self._span is None else (self._span, self.row(index))
+        return Reject(code, errors, self.lines[index], origin, index)
 
 
-def _rebuilt(
-    count: int,
-    chunk: bytes | None,
-    lines: list[bytes] | None,
-    span: Span | None,
-    rows: Sequence[int] | None,
-    kin: int,
-) -> Batch:
-    return Batch(count, chunk=chunk, lines=lines, span=span, rows=rows, kin=kin)
+def _rebuilt(count: int, chunk: bytes, span: Span | None, rows: Sequence[int] | None, kin: tuple[int, int]) -> Batch:
+    return Batch(count, chunk=chunk, span=span, rows=rows, kin=kin)

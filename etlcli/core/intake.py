@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.batch import Batch, Reject, Span, lines_of
+from etlcli.core.batch import Batch, Origin, Reject, Span, lines_of
 from etlcli.core.fields import Projection
 
 MAX_DEPTH = 250
@@ -103,11 +103,13 @@ def _parse_lines(raw_lines: list[bytes], span: Span, project: Projection, max_li
         if not line.strip(b" \t\r"):
             blank += 1
             continue
+        if len(line) > max_line:
+            rejects.append(too_long(line, len(line), (span, row), max_line, row))
+            continue
         try:
-            structs.append(_decode_line(line, project, max_line))
+            structs.append(_decode_line(line, project))
         except _Bad as bad:
-            raw = excerpt(line, max_line) if bad.code == "line_too_long" else line
-            rejects.append(Reject(bad.code, [{"message": bad.message}], raw, span.origin(row), row))
+            rejects.append(Reject(bad.code, [{"message": bad.message}], line, (span, row), row))
         else:
             lines.append(line)
             rows.append(row)
@@ -122,9 +124,7 @@ class _Bad(Exception):
         self.message = message
 
 
-def _decode_line(line: bytes, project: Projection, max_line: int) -> Any:
-    if len(line) > max_line:
-        raise _Bad("line_too_long", f"a line of {len(line)} bytes, more than --max-line {max_line}")
+def _decode_line(line: bytes, project: Projection) -> Any:
     try:
         line.decode()
     except UnicodeDecodeError as error:
@@ -139,9 +139,12 @@ def _decode_line(line: bytes, project: Projection, max_line: int) -> Any:
         raise _Bad("bad_json", _explain(str(error), line)) from None
 
 
-def excerpt(line: bytes, max_line: int) -> bytes:
-    """What is kept of a line that is too long: as much of its start as any way of reading it has seen."""
-    return line[: min(_EXCERPT, max_line)]
+def too_long(
+    line: bytes, size: int, origin: Origin | tuple[Span, int], max_line: int, row: int | None = None
+) -> Reject:
+    """The reject of a line of `size` bytes. As much of its start is kept as any way of reading it has seen."""
+    message = f"a line of {size} bytes, more than --max-line {max_line}"
+    return Reject("line_too_long", [{"message": message}], line[: min(_EXCERPT, max_line)], origin, row)
 
 
 def _explain(message: str, line: bytes) -> str:

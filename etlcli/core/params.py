@@ -19,6 +19,7 @@ from typing import Any, ClassVar, cast, overload
 
 from etlcli.core.edit import encode, open_object
 
+MAX_WORKERS = 256
 _SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3, "m": 1 << 20, "mib": 1 << 20, "mb": 10**6,
                "g": 1 << 30, "gib": 1 << 30, "gb": 10**9, "t": 1 << 40, "tib": 1 << 40, "tb": 10**12}  # fmt: skip
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -230,6 +231,16 @@ def parse_size(value: Any) -> int:
     if not 1 <= size < 1 << 62:
         raise ValueError(f"expected a size such as 64MiB, not {value!r}")
     return int(size)
+
+
+def parse_workers(value: Any) -> int | None:
+    """A number of processes, or `auto`: None."""
+    if value in (None, "auto"):
+        return None
+    count = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_WORKERS:
+        raise ValueError(f"expected auto or 1 to {MAX_WORKERS} workers, not {value!r}")
+    return count
 
 
 def parse_duration(value: Any) -> float:

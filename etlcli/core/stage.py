@@ -1,8 +1,8 @@
 """What a source, a stage and a sink are.
 
-A stage has two halves. `prepare` is pure: no state, no I/O, any process, any order. `apply` runs in the coordinator, in
-input order, and holds the state. validate and filter are all `prepare`; sort makes keys and sorted runs there and keeps
-them in `apply`. The engine calls
+A stage has two halves, and a source too. `prepare` is pure: no state, no I/O but reading, any process, any order. `apply`
+runs in the coordinator, in input order, and holds the state. validate and filter are all `prepare`; sort makes keys there
+and keeps records in `apply`. The engine calls
 
     prepare(batch) -> apply(prepared) -> batches ... then finish() -> batches, once, at the end of input
 
@@ -25,6 +25,9 @@ from etlcli.core.params import Declared
 State = dict[str, Any]
 T = TypeVar("T")
 DEFAULT_MEMORY = 512 << 20
+DEFAULT_QUEUE = 64 << 20
+PART = 1 << 20
+"""Bytes that a source aims at for a part."""
 
 
 class Retrying(Protocol):
@@ -113,12 +116,36 @@ class Component:
 
 
 class Source(Component):
-    """Begins a pipeline."""
+    """Begins a pipeline. Like a stage it has two halves: what there is to read, in order, and making records of a part of
+    it, in any process and any order."""
 
-    def batches(self) -> Iterator[Prepared]:
-        """Batches of good records, in order, each with the lines that were none and, as discards, blank lines: all that
-        was read. A source that waits for input should wait no longer than `ctx.due()` says, and then yield an empty
-        batch."""
+    def parts(self) -> Iterator[Any]:
+        """What there is to read, a part at a time: whatever `prepare` takes, or, of what needs no more, a Prepared. A
+        source that waits for input should wait no longer than `ctx.due()` says, and then yield an empty batch."""
+        raise NotImplementedError
+
+    def prepare(self, part: Any) -> Prepared:
+        """The good records of a part, with the lines that were none and, as discards, blank lines: all that was read."""
+        assert isinstance(part, Prepared)
+        return part
+
+    def apply(self, prepared: Prepared) -> None:
+        """Called for every part, in order, before anything is done with it."""
+
+    def size(self) -> int:
+        """How many bytes there are to read that several processes can read apart; 0 where that is not known."""
+        return 0
+
+    def ready(self) -> bool:
+        """Whether the next part is there, so that asking for it does not wait for input."""
+        return True
+
+    def halves(self, part: Any) -> Sequence[Any]:
+        """The part in two, in order; a single record, and what cannot be cut, as it is."""
+        return [part]
+
+    def refused(self, part: Any, code: str, message: str) -> Prepared:
+        """What stands for a part that cannot be cut and that no process survives: its record, rejected."""
         raise NotImplementedError
 
 

@@ -19,7 +19,8 @@ from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Policy
-from etlcli.core.stage import Context, Sink, Source, Stage
+from etlcli.core.stage import PART, Context, Sink, Source, Stage
+from etlcli.engine.head import Head, Worked
 from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep
 from etlcli.errors import FindingsError, UsageError
@@ -29,6 +30,11 @@ from etlcli.registry import find
 
 if TYPE_CHECKING:
     from etlcli.engine.quarantine import Quarantine
+
+
+_WORTH = 16 << 20
+"""Bytes of input for which another process pays."""
+_AHEAD = 4
 
 
 class Pipeline:
@@ -53,8 +59,10 @@ class Pipeline:
 
                 self._quarantine = resources.enter_context(Quarantine(self.recipe, self.run_id))
             source, stages, sink = self._build(resources)
-            batches = source.batches()
-            for stage in stages:
+            length = self._head_length(stages)
+            head = Head(source, stages[:length])
+            batches = head.batches(self._worked(source.component, head, resources))
+            for stage in stages[length:]:
                 batches = stage.through(self._entering(stage.count, batches))
             for batch in self._entering(sink.count, batches):
                 if batch.count:
@@ -76,6 +84,32 @@ class Pipeline:
                 rejected=self.ledger.rejected(),
                 discarded=self.ledger.discarded(),
             )
+
+    def _worked(self, source: Source, head: Head, resources: ExitStack) -> Iterator[Worked]:
+        """What came of each part of the input: here or, where several processes are wanted, there."""
+        count = self._workers(source)
+        if count == 1:
+            return map(head.work, source.parts())
+        from etlcli.engine.workers import Workers
+
+        self._log("debug", "workers", count=count)
+        workers = Workers(source, head, count, max(count, min(_AHEAD * count, self.recipe.queue // PART)), self._log)
+        resources.callback(workers.close)
+        return workers.results(source.parts())
+
+    def _workers(self, source: Source) -> int:
+        """As many as the recipe says; else as many as there are processors, and enough to read and to do."""
+        if self.recipe.workers:
+            return self.recipe.workers
+        if source.size() < 2 * _WORTH or not self.recipe.steps:
+            return 1
+        from etlcli.engine.workers import available_cpus
+
+        return max(1, min(available_cpus(), source.size() // _WORTH))
+
+    def _head_length(self, stages: Sequence[StageStep]) -> int:
+        """How many steps belong to the pipeline's head."""
+        return next((at + 1 for at, step in enumerate(stages) if not step.is_pure), len(stages))
 
     def _entering(self, count: StepCount, batches: Iterator[Batch]) -> Iterator[Batch]:
         """What goes into a step: what the one before puts out."""

@@ -30,6 +30,7 @@ from etlcli.core.policy import ErrorBudget, Policy
 from etlcli.core.stage import Context, Prepared, Source
 from etlcli.engine.pipeline import Pipeline
 from etlcli.engine.quarantine import VERSION
+from etlcli.engine.step import StageStep
 from etlcli.errors import DataError, FindingsError, InputMissingError, RecipeError, TryLaterError, nearest
 from etlcli.formats import RawChunk, ReadOptions
 from etlcli.formats.ndjson import Reader
@@ -142,6 +143,9 @@ class Replay(Pipeline):
             return _Replayed(self._parts(spec.id), ctx)
         return super()._component(kind, spec, ctx)
 
+    def _head_length(self, stages: Sequence[StageStep]) -> int:
+        return 0  # between all steps records enter
+
     def _entering(self, count: StepCount, batches: Iterator[Batch]) -> Iterator[Batch]:
         yield from batches
         for batch, rejects, _ in self._parts(count.step):
@@ -179,7 +183,7 @@ class Replay(Pipeline):
 class _Replayed(Source):
     """Lines that were no records."""
 
-    def batches(self) -> Iterator[Prepared]:
+    def parts(self) -> Iterator[Prepared]:
         for batch, rejects, blank in self.params:
             yield Prepared(batch, rejects, {"blank": blank} if blank else None)
 

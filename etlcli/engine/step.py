@@ -38,6 +38,11 @@ class Step:
             component.ctx.reject = self._rejected.extend
             self._recovery = Recovery(on_error, self._again, self._delivered, fallback, count, self._rejected)
 
+    @property
+    def heals(self) -> bool:
+        """Whether a reject of this step may yet be a record that goes on."""
+        return self._recovery is not None
+
     def _again(self, record: Batch) -> Outcome:
         """Another try of one record."""
         raise NotImplementedError
@@ -65,6 +70,13 @@ class Step:
         self._policy.reject(self.count, lost)
         return healed
 
+    def pass_on(self, prepared: Prepared, received: int, passed: int) -> None:
+        """Counts a part that another process has taken through this step, which has nothing to heal in it."""
+        self.count.received += received
+        self._policy.reject(self.count, prepared.rejects)
+        self.count.discarded.update(prepared.discards or {})
+        self.count.sent += passed
+
     def _sent_or_tick(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         sent = self.count.sent
         yield from self._sent(batches)
@@ -81,13 +93,12 @@ class Step:
 class SourceStep(Step):
     component: Source
 
-    def batches(self) -> Iterator[Batch]:
-        for batch, rejects, discards, _ in self.component.batches():
-            dropped = discards or {}
-            self.count.received += batch.count + len(rejects) + sum(dropped.values())
-            self.count.discarded.update(dropped)
-            healed = self._settle(rejects) if rejects else []
-            yield from self._sent_or_tick(_in_place([batch], healed, batch))
+    def outputs(self, prepared: Prepared, received: int, before: Batch) -> Iterator[Batch]:
+        """What goes on of a part."""
+        self.count.received += received
+        self.count.discarded.update(prepared.discards or {})
+        healed = self._settle(prepared.rejects) if prepared.rejects else []
+        yield from self._sent_or_tick(_in_place([prepared.batch], healed, prepared.batch))
 
 
 class StageStep(Step):
@@ -99,27 +110,44 @@ class StageStep(Step):
         super().__init__(component, on_error, count, policy, fallback)
         self._timed = component if isinstance(component, Timed) else None
 
-    def through(self, upstream: Iterator[Batch]) -> Iterator[Batch]:
+    @property
+    def is_pure(self) -> bool:
+        """Whether all of the stage is `prepare`."""
+        own = type(self.component)
+        return own.apply is Stage.apply and own.finish is Stage.finish and not self._timed
+
+    def through(self, upstream: Iterable[Batch]) -> Iterator[Batch]:
+        yield from self.each(upstream)
+        yield from self.finished()
+
+    def each(self, upstream: Iterable[Batch]) -> Iterator[Batch]:
         for batch in upstream:
-            yield from self._sent_or_tick(self._outputs(batch) if batch.count else self._tick())
-        yield from self._sent(self._finish())
+            if batch.count:
+                yield from self.outputs(self.component.prepare(batch), batch.count, batch)
+            else:
+                yield from self._sent_or_tick(self._timed.tick() if self._timed else ())
+
+    def outputs(self, prepared: Prepared, received: int, before: Batch) -> Iterator[Batch]:
+        """What goes on of a batch, from what was prepared of it. `before` is that batch; it is looked at only if this
+        step heals."""
+        self.count.received += received
+        yield from self._sent_or_tick(self._made(prepared, before))
+
+    def finished(self) -> Iterator[Batch]:
+        """The rest, at the end of input."""
+        return self._sent(self._finish())
 
     def due(self) -> float | None:
         """Seconds until a tick has something to do."""
         return self._timed.due() if self._timed else None
 
-    def _tick(self) -> Iterable[Batch]:
-        return self._timed.tick() if self._timed else ()
-
-    def _outputs(self, batch: Batch) -> Iterable[Batch]:
-        self.count.received += batch.count
-        prepared = self.component.prepare(batch)
-        healed = self._settle(prepared.rejects, batch) if prepared.rejects else []
+    def _made(self, prepared: Prepared, before: Batch) -> Iterable[Batch]:
+        healed = self._settle(prepared.rejects, before) if prepared.rejects else []
         if not self._recovery:
             return self._apply(prepared)
         outputs = list(self._apply(prepared))
         healed += self._settle(self._take_rejected(), prepared.batch)
-        return _in_place(outputs, sorted(healed, key=_row), batch)
+        return _in_place(outputs, sorted(healed, key=_row), before)
 
     def _finish(self) -> Iterator[Batch]:
         yield from self.component.finish()

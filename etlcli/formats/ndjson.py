@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from etlcli.core.batch import Batch, Origin, Reject, Span, chunk_of, lines_of
-from etlcli.core.intake import excerpt
+from etlcli.core.intake import too_long
+from etlcli.core.stage import PART
 from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions
 
-CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _MAX_LINES = 16384
 
@@ -42,14 +42,11 @@ class Reader:
     def _blocks(self) -> Iterator[bytes]:
         """The stream's blocks, pushed-back ones first, a byte order mark at the start dropped."""
         start = b""
-        while len(start) < len(_BOM) and _BOM.startswith(start) and (block := self._stream.read(CHUNK)):
+        while len(start) < len(_BOM) and _BOM.startswith(start) and (block := self._stream.read(PART)):
             start += block
-        if start.startswith(_BOM):
-            self._options.log("warning", "bom_dropped", path=self._options.path)
-            self._offset = len(_BOM)
-            start = start[len(_BOM) :]
-        self._rest = start
-        while block := self._rest or self._stream.read(CHUNK):
+        self._offset = without_bom(start, self._options.path, self._options.log)
+        self._rest = start[self._offset :]
+        while block := self._rest or self._stream.read(PART):
             self._rest = b""
             yield block
 
@@ -64,23 +61,29 @@ class Reader:
             yield self._part(chunk_of(part), part, more=start + _MAX_LINES < len(lines))
 
     def _part(self, chunk: bytes, lines: list[bytes], *, more: bool = False) -> RawChunk:
-        span = Span(self._options.path, self._line, self._offset, chunk)
+        span = Span(self._options.path, self._line, self._offset, lines)
         self._line += len(lines)
         self._offset += len(chunk)
         return RawChunk(chunk, span, more, lines)
 
     def _skip(self, start: bytes) -> Iterator[Reject]:
         size, found = len(start), -1
-        while found < 0 and (block := self._stream.read(CHUNK)):
+        while found < 0 and (block := self._stream.read(PART)):
             found = block.find(b"\n")
             size += len(block) if found < 0 else found
             if found >= 0:
                 self._rest = block[found + 1 :]
-        message = f"a line of {size} bytes, more than --max-line {self._options.max_line}"
-        origin = Origin(self._options.path, self._line, self._offset)
-        yield Reject("line_too_long", [{"message": message}], excerpt(start, self._options.max_line), origin)
+        yield too_long(start, size, Origin(self._options.path, self._line, self._offset), self._options.max_line)
         self._line += 1
         self._offset += size + 1
+
+
+def without_bom(start: bytes, path: str, log: Callable[..., None]) -> int:
+    """Where content that begins so has its first line: a byte order mark is dropped, with a notice."""
+    if not start.startswith(_BOM):
+        return 0
+    log("warning", "bom_dropped", path=path)
+    return len(_BOM)
 
 
 class Writer:

@@ -128,6 +128,11 @@ def opened(stream: InputStream) -> Readable:
     return plain
 
 
+def is_compressed(start: bytes) -> bool:
+    """Whether content that begins so would be decompressed."""
+    return start.startswith(tuple(_MAGIC))
+
+
 def method_of(path: str) -> str | None:
     """The compression a file's suffix asks for."""
     return next((method for suffix, method in SUFFIXES.items() if path.lower().endswith(suffix)), None)

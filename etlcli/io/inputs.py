@@ -24,7 +24,7 @@ class InputStream:
 
     def __init__(self, fd: int, path: str) -> None:
         self.path = path
-        self._fd = fd
+        self.fd = fd
         mode = os.fstat(fd).st_mode
         self._pipe = stat.S_ISFIFO(mode)
         self._poll: poll | None = None
@@ -37,12 +37,12 @@ class InputStream:
         """At most `size` bytes; b"" at the end. Raises InputOutputError when the disk fails, or when the upstream `etl`
         on this pipe went away before it had finished."""
         try:
-            block = os.read(self._fd, size)
+            block = os.read(self.fd, size)
             if self._poll is not None and block:
                 block = self._read_ready(block, size)
         except OSError as error:
             raise InputOutputError(f"cannot read {self.path}: {error.strerror}", where=self.path) from error
-        if not block and self._pipe and upstream_unfinished(self._fd):
+        if not block and self._pipe and upstream_unfinished(self.fd):
             raise InputOutputError(
                 "the etl command upstream in this pipe failed or was killed before it had finished",
                 where=self.path,
@@ -53,7 +53,7 @@ class InputStream:
     def wait(self, seconds: float) -> bool:
         """Whether there is something to read, or the end, within that time. Of a file there always is."""
         waiting = poll()
-        waiting.register(self._fd, POLLIN)
+        waiting.register(self.fd, POLLIN)
         return bool(waiting.poll(min(max(seconds, 0.0), _LONGEST_WAIT) * 1000))
 
     def _read_ready(self, block: bytes, size: int) -> bytes:
@@ -63,7 +63,7 @@ class InputStream:
             ready = self._poll.poll(0)
             if not ready or not ready[0][1] & POLLIN:
                 break
-            more = os.read(self._fd, size - total)
+            more = os.read(self.fd, size - total)
             if not more:
                 break
             blocks.append(more)
@@ -71,8 +71,8 @@ class InputStream:
         return b"".join(blocks)
 
     def close(self) -> None:
-        if self._fd != 0:
-            os.close(self._fd)
+        if self.fd != 0:
+            os.close(self.fd)
 
 
 class Prefixed:
@@ -137,6 +137,14 @@ def check_input(path: str) -> None:
         raise _is_directory(path)
     if not os.access(path, os.R_OK):
         raise InputMissingError(f"cannot open {path}: Permission denied", where=path)
+
+
+def size_of(path: str) -> int:
+    """Bytes of a regular file; 0 of anything else."""
+    with suppress(OSError):
+        status = os.fstat(0) if path == STDIN else os.stat(path)
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
 
 
 def read_whole(path: str, limit: int) -> bytes:

@@ -15,9 +15,9 @@ from typing import Any
 
 from etlcli.core.edit import encode
 from etlcli.core.fields import parse_path
-from etlcli.core.params import Declared, parse_size
+from etlcli.core.params import Declared, parse_size, parse_workers
 from etlcli.core.policy import THEN, ErrorBudget, Retry
-from etlcli.core.stage import DEFAULT_MEMORY, Component
+from etlcli.core.stage import DEFAULT_MEMORY, DEFAULT_QUEUE, Component
 from etlcli.errors import RecipeError, nearest
 from etlcli.formats.yaml12 import Node, YamlError, load
 from etlcli.io.inputs import read_whole
@@ -69,7 +69,7 @@ class _Loader:
             raise self._error(top["version"], f"version must be {VERSION}")
         self._params = self._read_params(top.get("params"))
         errors = self._section(top.get("errors"), ("max", "quarantine"), "errors")
-        runtime = self._section(top.get("runtime"), ("memory",), "runtime")
+        runtime = self._section(top.get("runtime"), ("workers", "memory", "queue"), "runtime")
         logging = self._section(top.get("logging"), ("level",), "logging")
         name = self._text(top.get("name"), os.path.splitext(os.path.basename(self._path))[0])
         steps = self._steps(top.get("steps"))
@@ -82,6 +82,8 @@ class _Loader:
             self._text(errors.get("quarantine"), None),
             base_dir=os.path.dirname(self._path),
             memory=self._parsed(runtime.get("memory"), parse_size, DEFAULT_MEMORY),
+            workers=self._parsed(runtime.get("workers"), parse_workers, None),
+            queue=self._parsed(runtime.get("queue"), parse_size, DEFAULT_QUEUE),
             log_level=self._level(logging.get("level")),
             digest=digest.hexdigest(),
         )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from etlcli.core.fields import Path
 from etlcli.core.policy import ErrorBudget, Retry
-from etlcli.core.stage import DEFAULT_MEMORY
+from etlcli.core.stage import DEFAULT_MEMORY, DEFAULT_QUEUE
 
 
 class Fallback(NamedTuple):
@@ -47,6 +47,10 @@ class Recipe(NamedTuple):
     base_dir: str = ""
     """What relative paths are relative to."""
     memory: int = DEFAULT_MEMORY
+    workers: int | None = None
+    """Processes for the head of the pipeline; None for as many as pay."""
+    queue: int = DEFAULT_QUEUE
+    """Bytes of input that may be in flight."""
     log_level: str = "warning"
     digest: str | None = None
     """Of the recipe's text, for the quarantine; None for a subcommand."""

@@ -10,6 +10,7 @@ from etlcli.core.stage import Component
 from etlcli.observe.logs import LEVELS
 from etlcli.registry import COMPONENTS, load
 
+_NUMBER_OR_TEXT: Any = {"type": ["string", "integer"]}
 _STEPS = {"$ref": "#/$defs/steps"}
 _REFERENCE = {"type": "string", "pattern": "\\$\\{[^}]*\\}"}
 
@@ -30,8 +31,10 @@ def recipe_schema() -> dict[str, Any]:
             "source": _one_of("source"),
             "steps": _STEPS,
             "sink": _one_of("sink"),
-            "runtime": _object({"memory": {"type": ["string", "integer"]}}),
-            "errors": _object({"max": {"type": ["string", "integer"]}, "quarantine": {"type": "string"}}),
+            "runtime": _object(
+                dict.fromkeys(("workers", "memory", "queue"), _NUMBER_OR_TEXT)
+            ),
+            "errors": _object({"max": _NUMBER_OR_TEXT, "quarantine": {"type": "string"}}),
             "logging": _object({"level": {"enum": list(LEVELS)}}),
         },
         "$defs": {

@@ -154,7 +154,7 @@ def _of_case(folder: Path) -> Trial | None:
 def _good_lines(folder: Path, inputs: tuple[str, ...]) -> list[bytes]:
     with ExitStack() as resources:
         source = Read(Read.Params(paths=inputs), _context(folder, resources))
-        return [line for prepared in source.batches() for line in prepared.batch.lines]
+        return [line for prepared in map(source.prepare, source.parts()) for line in prepared.batch.lines]
 
 
 def _context(folder: Path, resources: ExitStack) -> Context:

@@ -1,0 +1,128 @@
+"""The head of a pipeline: the source, and the steps up to the first that holds state.
+
+What the head does to a part of the input depends on nothing but that part: it is read, and every step prepares what the
+one before passes on. So any process may do it, again if need be, and what comes of it is settled here, in order: counts,
+rejects, and the `apply` of the step that holds state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from etlcli.core.batch import Batch, Errors, Reject
+from etlcli.core.stage import Prepared
+from etlcli.engine.step import SourceStep, StageStep
+
+_NOTHING = Batch.of_lines([])
+
+
+class Worked(NamedTuple):
+    """What came of a part: what each step prepared, the source first, and how many records each passed on. It ends with
+    the step that holds state, or earlier: where nothing is left, or a reject may yet be healed."""
+
+    prepared: list[Prepared]
+    passed: list[int]
+
+
+class Head:
+    """`steps` are those that hold no state, and the first that does."""
+
+    def __init__(self, source: SourceStep, steps: Sequence[StageStep]) -> None:
+        self._source = source
+        self._steps = steps
+
+    # -- in any process -----------------------------------------------------------------------------------------------
+
+    def steps_of(self, part: Any) -> Iterator[Prepared]:
+        """What each step makes of the part."""
+        prepared = self._source.component.prepare(part)
+        yield prepared
+        healing = self._source.heals
+        for step in self._steps:
+            if not prepared.batch.count or (prepared.rejects and healing):
+                return
+            prepared, healing = step.component.prepare(prepared.batch), step.heals
+            yield prepared
+
+    def work(self, part: Any) -> Worked:
+        return _worked(list(self.steps_of(part)))
+
+    def growing(self, part: Any) -> Iterator[Worked]:
+        """What came of the part so far, after each step."""
+        prepared: list[Prepared] = []
+        for step in self.steps_of(part):
+            prepared.append(step)
+            yield _worked(prepared)
+
+    def packed(self, worked: Worked) -> tuple[Worked, bytes]:
+        """To be sent: without what the coordinator has no use for, or can work out when somebody asks; and the bytes of
+        the last batch, which are most of it."""
+        last = len(worked.prepared) - 1
+        kept = {last, last - 1} if last and self._steps[last - 1].heals else {last}
+        packed = []
+        for at, prepared in enumerate(worked.prepared):
+            for reject in prepared.rejects:
+                reject.leave_unexplained()
+            packed.append(prepared if at in kept else prepared._replace(batch=_NOTHING))
+        batch = packed[last].batch
+        packed[last] = packed[last]._replace(batch=batch.bare())
+        return worked._replace(prepared=packed), batch.chunk
+
+    @staticmethod
+    def unpacked(worked: Worked, chunk: bytes) -> Worked:
+        last = worked.prepared[-1]
+        return worked._replace(prepared=[*worked.prepared[:-1], last._replace(batch=last.batch.clothed(chunk))])
+
+    # -- in the coordinator -------------------------------------------------------------------------------------------
+
+    def batches(self, results: Iterable[Worked]) -> Iterator[Batch]:
+        """What the head puts out, from what came of the parts, in order."""
+        for worked in results:
+            yield from self._settled(worked)
+        for at, step in enumerate(self._steps):
+            batches: Iterable[Batch] = step.finished()
+            for behind in self._steps[at + 1 :]:
+                batches = behind.each(batches)
+            yield from batches
+
+    def refused(self, part: Any, prepared: Sequence[Prepared], code: str, message: str) -> Worked:
+        """What stands for a single record that no process survives: rejected by the step after those that have `prepared`
+        it."""
+        if not prepared:
+            last = self._source.component.refused(part, code, message)
+        else:
+            reject = prepared[-1].batch.reject(0, code, [{"message": message}])
+            last = Prepared(_NOTHING, [reject])
+        return _worked([*prepared, last])
+
+    def _settled(self, worked: Worked) -> Iterator[Batch]:
+        steps: list[SourceStep | StageStep] = [self._source, *self._steps]
+        self._source.component.apply(worked.prepared[0])
+        last = len(worked.prepared) - 1
+        received, before = 0, _NOTHING
+        outputs: Iterable[Batch] = ()
+        for at, (step, prepared, passed) in enumerate(zip(steps, worked.prepared, worked.passed, strict=False)):
+            if at == 0:
+                received = passed + len(prepared.rejects) + sum((prepared.discards or {}).values())
+            for reject in prepared.rejects:
+                reject.explain(partial(_explained, step.component))
+            if at < last:
+                step.pass_on(prepared, received, passed)
+            else:
+                outputs = step.outputs(prepared, received, before)
+            received, before = passed, prepared.batch
+        for behind in self._steps[last:]:
+            outputs = behind.each(outputs)
+        yield from outputs
+
+
+def _worked(prepared: list[Prepared]) -> Worked:
+    return Worked(prepared, [one.batch.count for one in prepared])
+
+
+def _explained(stage: Any, reject: Reject) -> Errors:
+    """The errors of a record that the stage rejects."""
+    errors: Errors = stage.prepare(Batch.of_lines([reject.raw])).rejects[0].errors
+    return errors

@@ -1,0 +1,304 @@
+"""Worker processes for the head of a pipeline.
+
+The coordinator hands out parts of the input and takes back what came of them, in the order of the input. A worker is a
+fork of the coordinator, made before anything was read, and holds no state; so one that dies (killed, out of memory, a
+crash in a C library) costs nothing but time: another takes its place and does the part again. A part that kills workers
+again is halved until the record that does it stands alone, and that one is rejected as `worker_killed`.
+
+No more than `window` parts are in flight, those that are done and wait for their turn among them: that is the
+backpressure. Messages are pickled: these are pipes between a process and its own children, which nobody else can write to.
+The records' bytes lie in memory that a worker shares with the coordinator, in as many slots as it may have tasks: the one
+that a task's result is put into was emptied before the task was given.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from mmap import mmap
+from select import POLLIN, poll
+from struct import Struct
+from typing import Any, NamedTuple, NoReturn
+
+from etlcli.core.stage import Source
+from etlcli.engine.head import Head, Worked
+from etlcli.errors import EtlError
+from etlcli.io.inputs import grow_pipe
+
+_HEADER = Struct("<Q")
+_AHEAD = 2
+_SMALL = 4096
+"""Bytes of a message that fits into a pipe even if nobody reads it yet."""
+_SLOT = 2 << 20
+_TRIES = 2
+_ALIVE = b"+"
+_CPU_MAX = "/sys/fs/cgroup/cpu.max"
+
+
+class Workers:
+    """Made just before the run; `close` it however the run ends. `ready` of the source is asked before the next part is
+    drawn, so that results do not wait for input."""
+
+    def __init__(self, source: Source, head: Head, count: int, window: int, log: Callable[..., None]) -> None:
+        self._source = source
+        self._head = head
+        self._window = max(window, count)
+        self._log = log
+        self._poll = poll()
+        self._workers: dict[int, _Worker] = {}
+        """By the descriptor of their answers."""
+        self._waiting: deque[_Task] = deque()
+        self._done: dict[int, list[Worked] | BaseException] = {}
+        for _ in range(count):
+            self._add_worker()
+
+    def results(self, parts: Iterator[Any]) -> Iterator[Worked]:
+        """What came of the parts, in their order. Raises what a worker raised."""
+        drawn = given = 0
+        tasks: Iterator[_Task] | None = (_Task(number, part) for number, part in enumerate(parts))
+        while True:
+            while (
+                self._hand_out() and tasks and drawn - given < self._window and (drawn == given or self._source.ready())
+            ):
+                task = next(tasks, None)
+                if task is None:
+                    tasks = None
+                    break
+                self._waiting.append(task)
+                drawn += 1
+            if given in self._done:
+                worked = self._done.pop(given)
+                if isinstance(worked, BaseException):
+                    raise worked
+                yield from worked
+                given += 1
+            elif given < drawn:
+                self._receive()
+            else:
+                return
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.kill()
+        self._workers.clear()
+
+    def _add_worker(self) -> None:
+        worker = _Worker(self._head, self._workers.values())
+        self._workers[worker.answers] = worker
+        self._poll.register(worker.answers, POLLIN)
+
+    def _hand_out(self) -> bool:
+        """Whether every task that waits was given to a worker."""
+        while self._waiting:
+            worker = min(self._workers.values(), key=lambda each: len(each.tasks))
+            if not worker.has_room(self._waiting[0]):
+                return False
+            worker.give(self._waiting.popleft())
+        return True
+
+    def _receive(self) -> None:
+        for fd, _ in self._poll.poll():
+            worker = self._workers[fd]
+            try:
+                answer = worker.answer()
+            except EOFError:
+                self._bury(worker)
+                continue
+            self._done[worker.tasks.popleft().number] = answer if isinstance(answer, BaseException) else [answer.worked]
+
+    def _bury(self, worker: _Worker) -> None:
+        self._poll.unregister(worker.answers)
+        del self._workers[worker.answers]
+        self._log("warning", "worker_died", how=worker.kill())
+        self._add_worker()
+        if not worker.tasks:
+            return
+        # The first is the one it was at.
+        task = worker.tasks[0]
+        task.deaths += 1
+        if task.deaths == _TRIES:
+            worker.tasks.popleft()
+            self._done[task.number] = list(self._halved(task.part))
+        self._waiting.extendleft(reversed(worker.tasks))
+
+    def _halved(self, part: Any) -> Iterator[Worked]:
+        """What comes of a part that kills workers."""
+        halves = self._source.halves(part)
+        if len(halves) == 1:
+            yield self._alone(part)
+            return
+        for half in halves:
+            worked = self._tried(_Task(0, half))
+            yield from self._halved(half) if worked is None else [worked]
+
+    def _alone(self, record: Any) -> Worked:
+        """What comes of a single record."""
+        steps: list[Worked] = []
+        worked = self._tried(_Task(0, record, alone=True), steps)
+        if worked is None:
+            prepared = steps[-1].prepared if steps else []
+            worked = self._head.refused(record, prepared, "worker_killed", "a worker process died of this record")
+        return worked
+
+    def _tried(self, task: _Task, steps: list[Worked] | None = None) -> Worked | None:
+        """What comes of a task on a worker of its own; None when that dies."""
+        worker = _Worker(self._head, self._workers.values())
+        try:
+            worker.give(task)
+            while True:
+                answer = worker.answer()
+                if isinstance(answer, BaseException):
+                    raise answer
+                if answer.final:
+                    return answer.worked
+                if steps is not None:
+                    steps.append(answer.worked)
+        except EOFError:
+            return None
+        finally:
+            worker.kill()
+
+
+class _Task:
+    """`alone`: tell of every step as soon as it is done."""
+
+    def __init__(self, number: int, part: Any, *, alone: bool = False) -> None:
+        self.number = number
+        self.part = part
+        self.deaths = 0
+        self.message = pickle.dumps((part, alone), pickle.HIGHEST_PROTOCOL)
+
+
+class _Answer(NamedTuple):
+    """`chunk` are the bytes of the last batch, or where they lie in the shared memory: start and end."""
+
+    worked: Worked
+    chunk: bytes | tuple[int, int]
+    final: bool = True
+
+
+class _Worker:
+    """A process, as the coordinator sees it. `tasks` are those it has been given and has not answered."""
+
+    def __init__(self, head: Head, others: Any) -> None:
+        self.tasks: deque[_Task] = deque()
+        theirs, self._given = os.pipe()
+        self.answers, ours = os.pipe()
+        grow_pipe(self._given)
+        grow_pipe(ours)
+        self._memory = mmap(-1, _AHEAD * _SLOT)
+        # A pipe ends when its last writer is gone: so no child may keep what belongs to the coordinator.
+        foreign = [self._given, self.answers, *(fd for other in others for fd in (other._given, other.answers))]
+        self._pid = os.fork()
+        if not self._pid:
+            _work(head, theirs, ours, self._memory, foreign)
+        os.close(theirs)
+        os.close(ours)
+        if os.read(self.answers, 1) != _ALIVE:
+            raise EtlError(
+                f"a worker process ended before it began ({self.kill()})", hint="--workers 1 does without them"
+            )
+
+    def has_room(self, task: _Task) -> bool:
+        """Whether giving it the task cannot block while it waits for its own answer to be read."""
+        return not self.tasks or (len(self.tasks) < _AHEAD and len(task.message) <= _SMALL)
+
+    def give(self, task: _Task) -> None:
+        self.tasks.append(task)
+        with suppress(BrokenPipeError):  # it is dead, which shows when its answer is read
+            _send(self._given, task.message)
+
+    def answer(self) -> _Answer | BaseException:
+        """What came of its task, or what that raised. Raises EOFError when it has died."""
+        answer: _Answer | BaseException = pickle.loads(_received(self.answers))
+        if isinstance(answer, BaseException):
+            return answer
+        chunk = answer.chunk if isinstance(answer.chunk, bytes) else self._memory[slice(*answer.chunk)]
+        return answer._replace(worked=Head.unpacked(answer.worked, chunk))
+
+    def kill(self) -> str:
+        """Ends it, if it is not dead. What it died of."""
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        _, status = os.waitpid(self._pid, 0)
+        os.close(self._given)
+        os.close(self.answers)
+        self._memory.close()
+        code = os.waitstatus_to_exitcode(status)
+        return f"exit {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def _work(head: Head, given: int, answers: int, memory: mmap, foreign: list[int]) -> NoReturn:
+    """The life of a worker. It ends with the coordinator, whose end of the pipe closes then."""
+    try:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # the coordinator has got it too, and decides
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for fd in foreign:
+            os.close(fd)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.write(answers, _ALIVE)
+        slot = 0
+        while True:
+            part, alone = pickle.loads(_received(given))
+            try:
+                if alone:
+                    for worked in head.growing(part):
+                        _answer(answers, _Answer(*head.packed(worked), final=False))
+                worked, chunk = head.packed(head.work(part))
+                shared = len(chunk) <= _SLOT
+                if shared:
+                    memory[slot : slot + len(chunk)] = chunk
+                _answer(answers, _Answer(worked, (slot, slot + len(chunk)) if shared else chunk))
+                slot = (slot + _SLOT) % len(memory)
+            except EOFError:
+                raise
+            except Exception as error:
+                error.add_note("in a worker: " + "".join(traceback.format_tb(error.__traceback__)))
+                _answer(answers, error)
+    except (EOFError, BrokenPipeError):
+        os._exit(0)
+    finally:
+        os._exit(70)
+
+
+def _answer(fd: int, answer: Any) -> None:
+    _send(fd, pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
+
+
+def _send(fd: int, message: bytes) -> None:
+    rest = memoryview(_HEADER.pack(len(message)) + message)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def _received(fd: int) -> bytearray:
+    (size,) = _HEADER.unpack(_exactly(fd, _HEADER.size))
+    return _exactly(fd, size)
+
+
+def _exactly(fd: int, size: int) -> bytearray:
+    """Raises EOFError when the other side is gone."""
+    data = bytearray(size)
+    rest = memoryview(data)
+    while rest:
+        count = os.readv(fd, [rest])
+        if not count:
+            raise EOFError
+        rest = rest[count:]
+    return data
+
+
+def available_cpus() -> int:
+    """How many processes can compute at once: processors this process may use, and its share of them."""
+    count = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        with open(_CPU_MAX) as file:
+            quota, period = file.read().split()
+        count = min(count, -(-int(quota) // int(period)))
+    return max(1, count)

@@ -1,0 +1,156 @@
+"""A regular file of lines in extents, which any process can read apart from the others.
+
+An extent is a stretch of bytes and stands for the lines that begin in it: who reads it passes over the end of a line that
+began before, and reads on to the end of the last one. So extents are told by arithmetic, and nobody has to look at the
+bytes before they are worked on. A file is read as far as it went when it was opened.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from etlcli.core.stage import PART
+from etlcli.errors import InputOutputError
+from etlcli.io.inputs import STDIN, InputStream
+
+_SAMPLE = 64 << 10
+_LINES = 16384
+_BEYOND = 4096
+"""Most last lines end within that many bytes behind their extent."""
+
+
+class Extent(NamedTuple):
+    path: str
+    name: str
+    """The path as it is shown."""
+    file: tuple[int, int]
+    """Device and inode."""
+    first: int
+    """Where the file's first line begins."""
+    start: int
+    end: int
+    limit: int
+    """The file's size when it was opened."""
+
+
+class Lines(NamedTuple):
+    """The lines of an extent: whole ones, each with its newline (a last one without is given one), and where they begin.
+    A line longer than asked for is not among them: `long` is its start, `long_size` its length."""
+
+    chunk: bytes
+    offset: int
+    long: bytes = b""
+    long_size: int = 0
+
+
+def start_of(stream: InputStream) -> bytes | None:
+    """The first bytes of a regular file from where it stands, which can be read in extents; None for anything else."""
+    status = os.fstat(stream.fd)
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        return None
+    return _pread(stream.fd, _SAMPLE, _position(stream), stream.path)
+
+
+def extents_of(stream: InputStream, path: str, start: bytes, skipped: int) -> Iterator[Extent]:
+    """All of `path`, which `stream` has open, from where it stands, but the `skipped` first bytes of its `start`."""
+    status = os.fstat(stream.fd)
+    first = _position(stream) + skipped
+    # Short lines are many objects: smaller extents, so that memory does not depend on what a line is.
+    lines = max(1, start.count(b"\n"))
+    size = max(1, min(PART, len(start) * _LINES // lines))
+    for at in range(first, status.st_size, size):
+        yield Extent(
+            path,
+            stream.path,
+            (status.st_dev, status.st_ino),
+            first,
+            at,
+            min(at + size, status.st_size),
+            status.st_size,
+        )
+
+
+class ExtentReader:
+    """Reads extents; each process has its own. It keeps the last file open."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._file: tuple[int, int] | None = None
+
+    def read(self, extent: Extent, max_line: int) -> Lines:
+        """Raises InputOutputError when the disk fails, and when the file has been replaced or cut short since."""
+        self._open(extent)
+        base = max(extent.start - 1, extent.first)
+        data = self._bytes(extent, base, min(extent.end + _BEYOND, extent.limit))
+        last = extent.end - 1 - base
+        head = 0
+        if extent.start > extent.first:
+            head = data.find(b"\n", 0, last) + 1
+            if not head:
+                return Lines(b"", extent.end)
+        tail = data.find(b"\n", last) + 1
+        while not tail:
+            line = max(head, data.rfind(b"\n") + 1)
+            if len(data) - line > max_line:
+                return Lines(data[head:line], base + head, data[line:], self._length(extent, base + line))
+            more = self._bytes(extent, base + len(data), min(base + len(data) + PART, extent.limit))
+            if not more:
+                return Lines(data[head:] + b"\n", base + head)
+            end = more.find(b"\n") + 1
+            tail = len(data) + end if end else 0
+            data += more
+        return Lines(data[head:tail], base + head)
+
+    def close(self) -> None:
+        if self._fd > 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def _open(self, extent: Extent) -> None:
+        if self._file == extent.file:
+            return
+        self.close()
+        try:
+            self._fd = 0 if extent.path == STDIN else os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
+            status = os.fstat(self._fd)
+        except OSError as error:
+            raise InputOutputError(f"cannot read {extent.name}: {error.strerror}", where=extent.name) from error
+        self._file = status.st_dev, status.st_ino
+        if self._file != extent.file:
+            raise _changed(extent.name, "replaced")
+
+    def _bytes(self, extent: Extent, start: int, end: int) -> bytes:
+        data = _pread(self._fd, end - start, start, extent.name)
+        if len(data) < end - start:
+            raise _changed(extent.name, "cut short")
+        return data
+
+    def _length(self, extent: Extent, start: int) -> int:
+        for at in range(start, extent.limit, PART):
+            found = self._bytes(extent, at, min(at + PART, extent.limit)).find(b"\n")
+            if found >= 0:
+                return at + found - start
+        return extent.limit - start
+
+
+def _pread(fd: int, size: int, offset: int, path: str) -> bytes:
+    try:
+        data = os.pread(fd, size, offset)
+        while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
+            data += more
+    except OSError as error:
+        raise InputOutputError(f"cannot read {path}: {error.strerror}", where=path) from error
+    return data
+
+
+def _position(stream: InputStream) -> int:
+    return os.lseek(stream.fd, 0, os.SEEK_CUR)
+
+
+def _changed(path: str, how: str) -> InputOutputError:
+    return InputOutputError(
+        f"{path} was {how} while it was being read", where=path, hint="run it again; nothing was published"
+    )

@@ -1,0 +1,212 @@
+"""Worker processes that die, and inputs that change under them: the result is the same, or there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import BIN, environment, run_etl
+
+RECORDS = [b'{"id":%d,"text":"%s"}' % (number, b"x" * (number % 50)) for number in range(3000)]
+
+# `etl` in parts of 1000 bytes, whose stages kill the process that prepares a record with "poison" in it, as a bug in a C
+# library would; a stage changes records before.
+KILLER = """
+import os, signal, sys
+from etlcli import __main__ as program
+from etlcli.io import extents
+from etlcli.formats import ndjson
+from etlcli.stages.filter import Filter
+from etlcli.connectors import read
+extents.PART = ndjson.PART = 1000
+coordinator, where = os.getpid(), os.environ["KILL_IN"]
+def deadly(prepare, bytes_of):
+    def prepared(self, batch):
+        if os.getpid() != coordinator and b"poison" in bytes_of(self, batch):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare(self, batch)
+    return prepared
+if where == "filter":
+    Filter.prepare = deadly(Filter.prepare, lambda self, batch: batch.chunk)
+if where == "read":
+    parse = read.parse
+    read.parse = lambda chunk, *rest: deadly(lambda self, chunk: parse(chunk, *rest), lambda self, chunk: chunk)(None, chunk)
+if where == "always":
+    from etlcli.engine import workers
+    workers._work = lambda *rest: os._exit(3)
+sys.argv[0] = "etl"
+program.main()
+"""
+
+
+def killing(where: str, *args: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    env = environment(KILL_IN=where)
+    return subprocess.run([sys.executable, "-c", KILLER, *args], input=stdin, capture_output=True, env=env, timeout=60)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    path = tmp_path / "in.ndjson"
+    path.write_bytes(b"\n".join([*RECORDS, b""]))
+    return path
+
+
+@pytest.fixture
+def poisoned(tmp_path: Path) -> Path:
+    lines = list(RECORDS)
+    lines[1700] = b'{"id":1700,"text":"poison"}'
+    path = tmp_path / "in.ndjson"
+    path.write_bytes(b"\n".join([*lines, b""]))
+    return path
+
+
+@pytest.mark.parametrize("where", ["filter", "read"])
+@pytest.mark.parametrize("stdin", [False, True])
+def test_a_record_that_kills_workers_is_rejected_and_no_other(poisoned: Path, where: str, stdin: bool) -> None:
+    quarantine, output = poisoned.with_name("quarantine"), poisoned.with_name("out")
+    inputs = () if stdin else (str(poisoned),)
+    done = killing(where, "filter", "id >= 0", *inputs, "-o", str(output), "--workers", "2", "--stats",
+                   "--quarantine", str(quarantine), stdin=poisoned.read_bytes() if stdin else b"")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = [line for number, line in enumerate(RECORDS) if number != 1700]
+    assert output.read_bytes().splitlines() == expected
+    (reject,) = map(json.loads, quarantine.read_text().splitlines())
+    assert reject["code"] == "worker_killed" and reject["raw"] == '{"id":1700,"text":"poison"}'
+    assert reject["origin"]["line"] == 1701
+    assert reject["origin"]["offset"] == poisoned.read_bytes().index(b'{"id":1700,')
+    assert reject["step"] == where
+    assert b"event=worker_died how=SIGKILL" in done.stderr
+
+
+def test_by_default_it_fails_the_run(poisoned: Path) -> None:
+    output = poisoned.with_name("out")
+    done = killing("filter", "filter", "id >= 0", str(poisoned), "-o", str(output), "--workers", "3")
+    assert done.returncode == 1
+    assert b"worker_killed" in done.stderr and b"in.ndjson:1701 (step filter)" in done.stderr
+    assert not output.exists()
+
+
+def test_workers_that_cannot_live_end_the_run(records: Path) -> None:
+    done = killing("always", "filter", "id >= 0", str(records), "--workers", "2")
+    assert done.returncode == 70
+    assert b"a worker process ended before it began (exit 3)" in done.stderr and b"Traceback" not in done.stderr
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+
+
+@pytest.fixture
+def running(flights: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run with two workers that waits for somebody to read its output, but for the first byte."""
+    big = tmp_path / "big.ndjson"
+    big.write_bytes(flights.read_bytes() * 10)
+    command = [BIN / "etl", "filter", "distance > 0", big, "--workers", "2", "--stats"]
+    process = subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    try:
+        assert process.stdout and process.stdout.read(1) == b"{"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_killed_workers_cost_nothing_but_time(running: subprocess.Popen[bytes], flights: Path) -> None:
+    assert running.stdout
+    blocks = [b"{"]
+    for _ in range(20):
+        blocks.append(running.stdout.read(1 << 20))
+        if alive := children(running):
+            with suppress(ProcessLookupError):
+                os.kill(alive[0], signal.SIGKILL)
+    rest, stderr = running.communicate()
+    assert running.returncode == 0, stderr
+    assert b"".join([*blocks, rest]) == run_etl("filter", "distance > 0", flights).stdout * 10
+    assert stderr.count(b"event=worker_died how=SIGKILL") > 3
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_workers_end_with_the_run(running: subprocess.Popen[bytes], signum: int) -> None:
+    workers = children(running)
+    running.send_signal(signum)
+    _, stderr = running.communicate()
+    assert running.returncode == -signum and b"Traceback" not in stderr
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_interrupted_at_the_terminal(records: Path) -> None:
+    """Ctrl-C reaches all processes of the group at once."""
+    command = [BIN / "etl", "filter", "id >= 0", "--workers", "2"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+        start_new_session=True,
+    )  # fmt: skip
+    while len(children(process)) < 2:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == -signal.SIGINT and not stderr
+
+
+def test_records_do_not_wait_for_more_input() -> None:
+    command = [BIN / "etl", "filter", "n > 0", "--workers", "2"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+    assert process.stdin and process.stdout
+    for number in range(1, 6):
+        process.stdin.write(b'{"n":%d}\n' % number)
+        process.stdin.flush()
+        assert process.stdout.readline() == b'{"n":%d}\n' % number
+    process.stdin.close()
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("how", ["replaced", "cut short"])
+def test_a_file_that_changes_while_it_is_read(running: subprocess.Popen[bytes], tmp_path: Path, how: str) -> None:
+    big = tmp_path / "big.ndjson"
+    if how == "replaced":
+        (tmp_path / "other").write_bytes(b"{}\n")
+        # Workers that have it open go on with the old one; a new one notices.
+        (tmp_path / "other").rename(big)
+        for pid in children(running):
+            os.kill(pid, signal.SIGKILL)
+    else:
+        os.truncate(big, 5 << 20)
+    _, stderr = running.communicate()
+    assert running.returncode == 74
+    assert f"big.ndjson was {how} while it was being read".encode() in stderr
+
+
+def test_errors_come_in_the_order_of_the_records(tmp_path: Path) -> None:
+    path = tmp_path / "in.ndjson"
+    lines = [*RECORDS, b"{bad", *RECORDS * 100, b"{worse", *RECORDS]
+    path.write_bytes(b"\n".join(lines))
+    for workers in ("1", "2", "3"):
+        done = run_etl("filter", "id >= 0", path, "-o", tmp_path / "out", "--workers", workers)
+        assert done.returncode == 1 and b"in.ndjson:3001 (step read): bad_json" in done.stderr
+
+
+def test_auto_takes_workers_for_large_files_only(tmp_path: Path, records: Path) -> None:
+    small = run_etl("filter", "id >= 0", records, "--log-level", "debug", "-o", tmp_path / "out")
+    assert b"event=workers" not in small.stderr
+    big = tmp_path / "big.ndjson"
+    big.write_bytes(records.read_bytes() * 400)
+    done = run_etl("filter", "id >= 0", big, "--log-level", "debug", "-o", tmp_path / "out")
+    assert done.returncode == 0
+    assert (b"event=workers" in done.stderr) == (len(os.sched_getaffinity(0)) > 1)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "257", ""])
+def test_other_numbers_are_refused(text: str) -> None:
+    done = run_etl("filter", "id >= 0", "--workers", text)
+    assert done.returncode == 2 and b"expected auto or 1 to 256 workers" in done.stderr
