@@ -23,7 +23,7 @@ import msgspec
 from etlcli.core import exact
 from etlcli.core.batch import decode_record
 from etlcli.core.edit import encode
-from etlcli.core.fields import Path, parse_path
+from etlcli.core.fields import Kinds, Path, parse_path
 from etlcli.core.ordering import KeyMaker
 from etlcli.core.ordering import encode as key_of
 from etlcli.errors import nearest
@@ -46,7 +46,7 @@ class Aggregate:
     nothing: Any = None
     """The result where there is no value."""
 
-    def maker(self, kinds: set[type]) -> Callable[[list[Any]], Any]:
+    def maker(self, kinds: Kinds) -> Callable[[list[Any]], Any]:
         """What makes a state of one or more values of these types."""
         raise NotImplementedError
 
@@ -77,7 +77,7 @@ class Aggregate:
 class Count(Aggregate):
     nothing = 0
 
-    def maker(self, kinds: set[type]) -> Callable[[list[Any]], int]:
+    def maker(self, kinds: Kinds) -> Callable[[list[Any]], int]:
         return len
 
     def merge(self, first: int, second: int) -> int:
@@ -90,7 +90,7 @@ class Count(Aggregate):
 class Sum(Aggregate):
     numeric = True
 
-    def maker(self, kinds: set[type]) -> Callable[[list[Any]], exact.Exact]:
+    def maker(self, kinds: Kinds) -> Callable[[list[Any]], exact.Exact]:
         return sum if kinds == {int} else exact.total
 
     def merge(self, first: exact.Exact, second: exact.Exact) -> exact.Exact:
@@ -111,7 +111,7 @@ class Mean(Aggregate):
 
     numeric = True
 
-    def maker(self, kinds: set[type]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    def maker(self, kinds: Kinds) -> Callable[[list[Any]], tuple[Any, ...]]:
         return lambda values: (len(values), exact.total(values))
 
     def merge(self, first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -131,7 +131,7 @@ class Mean(Aggregate):
 class Stddev(Mean):
     """State: count, sum and sum of squares."""
 
-    def maker(self, kinds: set[type]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    def maker(self, kinds: Kinds) -> Callable[[list[Any]], tuple[Any, ...]]:
         return lambda values: (len(values), exact.total(values), exact.squares(values))
 
     def result(self, state: tuple[Any, ...]) -> Any:
@@ -139,7 +139,7 @@ class Stddev(Mean):
 
 
 class First(Aggregate):
-    def maker(self, kinds: set[type]) -> Callable[[list[Any]], Any]:
+    def maker(self, kinds: Kinds) -> Callable[[list[Any]], Any]:
         return itemgetter(0)
 
     def merge(self, first: Any, second: Any) -> Any:
@@ -150,7 +150,7 @@ class First(Aggregate):
 
 
 class Last(First):
-    def maker(self, kinds: set[type]) -> Callable[[list[Any]], Any]:
+    def maker(self, kinds: Kinds) -> Callable[[list[Any]], Any]:
         return itemgetter(-1)
 
     def merge(self, first: Any, second: Any) -> Any:
@@ -162,7 +162,7 @@ class Min(First):
 
     best: Callable[..., Any] = staticmethod(min)
 
-    def maker(self, kinds: set[type]) -> Callable[[list[Any]], Any]:
+    def maker(self, kinds: Kinds) -> Callable[[list[Any]], Any]:
         return self.best if any(map(kinds.__le__, _COMPARABLE)) else partial(self.best, key=key_of)
 
     def merge(self, first: Any, second: Any) -> Any:
@@ -179,7 +179,7 @@ class Distinct(Aggregate):
     grows = True
     nothing = 0
 
-    def maker(self, kinds: set[type]) -> Callable[[list[Any]], set[bytes]]:
+    def maker(self, kinds: Kinds) -> Callable[[list[Any]], set[bytes]]:
         keys = KeyMaker([False]).keys
         return lambda values: set(keys([values]))
 
@@ -209,7 +209,7 @@ class List(Aggregate):
     grows = True
     nothing: Any = ()
 
-    def maker(self, kinds: set[type]) -> Callable[[list[Any]], list[Any]]:
+    def maker(self, kinds: Kinds) -> Callable[[list[Any]], list[Any]]:
         return lambda values: list(map(encode, values))
 
     def start(self, state: list[Any]) -> list[Any]:
@@ -241,7 +241,7 @@ class Quantile(List):
     def __init__(self, part: Decimal) -> None:
         self._part = part
 
-    def maker(self, kinds: set[type]) -> Callable[[list[Any]], list[Any]]:
+    def maker(self, kinds: Kinds) -> Callable[[list[Any]], list[Any]]:
         return list
 
     def result(self, state: list[Any]) -> Any:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from etlcli.core import functions
 from etlcli.core.edit import encode
-from etlcli.core.fields import MISSING, Path, exact_number, parse_path, pointer
+from etlcli.core.fields import MISSING, Path, exact_number, kinds_of, parse_path, pointer
 from etlcli.core.functions import ANY, BOOL, COMPARISONS, FUNCTIONS, INT_BOUND, NULL, PLAIN, TEXT, Operation, Types
 from etlcli.errors import nearest
 
@@ -90,7 +90,7 @@ class Expression:
         return self._run("select", count, columns)
 
     def _run(self, mode: str, count: int, columns: Sequence[list[Any]]) -> tuple[Any, Errors]:
-        kinds = [frozenset(map(type, column)) for column in columns]
+        kinds = [kinds_of(column) for column in columns]
         columns = [
             [None if value is MISSING else value for value in column] if type(MISSING) in kind else column
             for column, kind in zip(columns, kinds, strict=True)

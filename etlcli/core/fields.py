@@ -8,7 +8,8 @@ as `MISSING`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from decimal import MAX_EMAX, Decimal, InvalidOperation
 from functools import lru_cache
 from math import isinf
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 
 Path = tuple[str, ...]
+Kinds = AbstractSet[type]
 MISSING = msgspec.UNSET
 _INFINITE = Decimal((0, (9,), MAX_EMAX))
 # Between these, a number of at most so many characters is the only one of its length with that double.
@@ -55,6 +57,27 @@ def walk(value: Any, path: Path) -> Any:
     return value
 
 
+class Column(list[Any]):
+    """The values of a field, a record each. Nobody changes them, so which types they have is looked at once."""
+
+    __slots__ = ("_kinds",)
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        super().__init__(values)
+        self._kinds: frozenset[type] | None = None
+
+    @property
+    def kinds(self) -> frozenset[type]:
+        if self._kinds is None:
+            self._kinds = frozenset(map(type, self))
+        return self._kinds
+
+
+def kinds_of(values: Sequence[Any]) -> frozenset[type]:
+    """The types of some values."""
+    return values.kinds if isinstance(values, Column) else frozenset(map(type, values))
+
+
 class Projection:
     """Decodes the named fields of whole lines, and nothing else of them.
 
@@ -87,12 +110,12 @@ class Projection:
                 return record
             return self._struct(**{name: record[top] for (top, *_), name in self._attributes.items() if top in record})
 
-    def column(self, structs: list[Any], path: Path) -> list[Any]:
+    def column(self, structs: list[Any], path: Path) -> Column:
         """The values of one of the projection's paths, a record each; MISSING where there is none."""
         if self._struct is None:
-            return [walk(record, path) for record in structs]
-        values = list(map(attrgetter(self._attributes[path]), structs))
-        return values if len(path) == 1 else [walk(value, path[1:]) for value in values]
+            return Column(walk(record, path) for record in structs)
+        values = map(attrgetter(self._attributes[path]), structs)
+        return Column(values if len(path) == 1 else (walk(value, path[1:]) for value in values))
 
 
 def projected_struct(names: Mapping[str, str], *, forbid_unknown: bool = False, kind: Any = Any) -> Any:
@@ -144,7 +167,7 @@ def exact_number(text: str) -> float | Decimal:
 def may_be_inexact(values: list[Any], chunk: bytes) -> bool:
     """Whether some float among `values`, decoded from `chunk` as the nearest double, may not be what `exact_number` says.
     Numbers of 15 digits never share a double unless they are as small as doubles get."""
-    kinds = set(map(type, values))
+    kinds = kinds_of(values)
     if not kinds.isdisjoint((list, dict)):
         return _has_long_number(chunk) or _EXPONENT.search(chunk) is not None
     if float not in kinds:

@@ -6,9 +6,9 @@ them is done to whole columns.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import compress, repeat
+from itertools import accumulate, chain, compress, repeat
 from operator import attrgetter, is_not, ne
 from typing import Any, NamedTuple, cast
 
@@ -205,28 +205,32 @@ def runs_of(keys: list[bytes]) -> Dealt:
     ends = [*starts[1:], len(keys)]
 
     def deal(column: list[Any], gaps: bool) -> list[list[Any]]:
-        runs = [column[start:end] for start, end in zip(starts, ends, strict=False)]
-        return [list(compress(run, _present(run))) for run in runs] if gaps else runs
+        return _cut(column, starts, ends, gaps)
 
     counts = [end - start for start, end in zip(starts, ends, strict=False)]
     return starts, [keys[start] for start in starts], counts, deal
 
 
+def _cut(column: list[Any], starts: Sequence[int], ends: Sequence[int], gaps: bool) -> list[list[Any]]:
+    runs = [column[start:end] for start, end in zip(starts, ends, strict=False)]
+    return (
+        [list(compress(run, _present(run))) if None in run or MISSING in run else run for run in runs] if gaps else runs
+    )
+
+
 def groups_of(keys: list[bytes]) -> Dealt:
     """Groups of equal keys, by their first: where that is, the key, how many there are, and what deals a column out."""
-    counts = Counter(keys)
-    first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
+    places: dict[bytes, list[int]] = defaultdict(list)
+    deque(map(list.append, map(places.__getitem__, keys), range(len(keys))), 0)
+    counts = list(map(len, places.values()))
+    order = list(chain.from_iterable(places.values()))
+    ends = list(accumulate(counts))
+    starts = [0, *ends][: len(ends)]
 
     def deal(column: list[Any], gaps: bool) -> list[list[Any]]:
-        piles: dict[bytes, list[Any]] = {key: [] for key in counts}
-        owners: Iterator[list[Any]] = map(piles.__getitem__, keys)
-        if gaps:
-            there = _present(column)
-            owners, column = compress(owners, there), list(compress(column, there))
-        deque(map(list.append, owners, column), 0)
-        return list(piles.values())
+        return _cut(list(map(column.__getitem__, order)), starts, ends, gaps)
 
-    return [first[key] for key in counts], list(counts), list(counts.values()), deal
+    return [order[start] for start in starts], list(places), counts, deal
 
 
 def _present(column: list[Any]) -> list[bool]:

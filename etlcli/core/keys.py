@@ -17,7 +17,7 @@ import msgspec
 from xxhash import xxh3_128_hexdigest
 
 from etlcli.core.batch import Batch
-from etlcli.core.fields import exact_number
+from etlcli.core.fields import exact_number, kinds_of
 
 _LONGEST = 64
 _HASHED = "xxh3:"
@@ -51,7 +51,7 @@ def _texts(values: Sequence[Any]) -> list[str]:
 
 
 def _respelled(values: list[Any]) -> list[Any]:
-    return values if _REWRITTEN.isdisjoint(set(map(type, values))) else list(map(_canonical, values))
+    return values if _REWRITTEN.isdisjoint(kinds_of(values)) else list(map(_canonical, values))
 
 
 def _canonical(value: Any) -> Any:

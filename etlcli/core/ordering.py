@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from etlcli.core.fields import MISSING, exact_number
+from etlcli.core.fields import MISSING, Kinds, exact_number, kinds_of
 
 T = TypeVar("T")
 _INVERT = bytes(range(255, -1, -1))
@@ -54,7 +54,7 @@ class KeyMaker:
     def keys(self, columns: Sequence[list[Any]]) -> list[bytes]:
         if self._numeric:
             columns = [list(map(as_number, column)) for column in columns]
-        kinds = [set(map(type, column)) for column in columns]
+        kinds = [kinds_of(column) for column in columns]
         plain = all(kind <= _MEMOABLE for kind in kinds)
         if plain and not self.unique:
             before = len(self._memo)
@@ -67,7 +67,7 @@ class KeyMaker:
         encoded = [self._column(*item) for item in zip(columns, kinds, self._descending, strict=True)]
         return encoded[0] if len(encoded) == 1 else list(map(b"".join, zip(*encoded, strict=True)))
 
-    def _column(self, column: list[Any], kinds: set[type], descending: bool) -> list[bytes]:
+    def _column(self, column: list[Any], kinds: Kinds, descending: bool) -> list[bytes]:
         if kinds <= {int, float} and column and min(column) > -_EXACT_INT and max(column) < _EXACT_INT:
             return _pack_numbers(column, descending)
         return [self._encode_value(value, descending) for value in column]

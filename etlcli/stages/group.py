@@ -20,7 +20,7 @@ from etlcli.core import params
 from etlcli.core.aggregates import NUMBERS, parse_call
 from etlcli.core.batch import Batch
 from etlcli.core.exact import is_countable
-from etlcli.core.fields import MISSING, Path, parse_path, pointer
+from etlcli.core.fields import MISSING, Kinds, Path, kinds_of, parse_path, pointer
 from etlcli.core.groups import ROW_OVERHEAD, STATE_OVERHEAD, Heads, Part, Table, groups_of, nested, open_array, runs_of
 from etlcli.core.intake import too_deep_inside
 from etlcli.core.ordering import KeyMaker
@@ -185,7 +185,7 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
             return dict.fromkeys(too_deep_inside(batch, b"[["), ("too_deep", [error]))
         unfit: dict[int, tuple[str, list[dict[str, Any]]]] = {}
         for path in self._numeric:
-            if set(map(type, columns[path])) <= _HARMLESS:
+            if kinds_of(columns[path]) <= _HARMLESS:
                 continue
             for index, value in enumerate(columns[path]):
                 if problem := _problem(value):
@@ -196,17 +196,17 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
     def _part(self, batch: Batch, columns: dict[Path, list[Any]], keys: list[bytes]) -> Part:
         """A row for each group of the batch; with --assume-sorted for each run of equal keys."""
         firsts, groups, counts, deal = runs_of(keys) if self._neighbours else groups_of(keys)
-        piles: dict[Path, tuple[list[list[Any]], set[type]]] = {}
+        piles: dict[Path, tuple[list[list[Any]], Kinds]] = {}
         for path in {call.field for call in self._calls if call.field}:
-            kinds = set(map(type, columns[path]))
+            kinds = kinds_of(columns[path])
             piles[path] = deal(columns[path], not kinds.isdisjoint(_ABSENT)), kinds - _ABSENT
         states: list[list[Any]] = []
         for call in self._calls:
             if call.field is None:
                 states.append(counts)
             else:
-                dealt, kinds = piles[call.field]
-                make = call.aggregate.maker(kinds)
+                dealt, there = piles[call.field]
+                make = call.aggregate.maker(there)
                 states.append([make(pile) if pile else None for pile in dealt])
         return Part(groups, self._heads.of(batch, firsts, [columns[path] for path in self._by]), counts, states)
 

@@ -19,7 +19,7 @@ from etlcli.core import params
 from etlcli.core.batch import Batch, lines_of
 from etlcli.core.edit import encode, open_object, raw_at, with_members
 from etlcli.core.expressions import Expression
-from etlcli.core.fields import MISSING, Path, parse_path, pointer
+from etlcli.core.fields import MISSING, Path, kinds_of, parse_path, pointer
 from etlcli.core.reshape import Layout, Reshape, Unchangeable, encode_lines, keeper, open_lines, put
 from etlcli.core.stage import Context, Prepared, Stage, State
 
@@ -151,7 +151,7 @@ def _passes(assignments: Sequence[Assignment], reshape: Reshape) -> list[_Pass]:
 
 def _spelled(batch: Batch, expression: Expression, values: list[Any]) -> list[bytes]:
     """The values as they will stand in the records. A field that is only copied keeps its spelling."""
-    path, kinds = expression.field, set(map(type, values))
+    path, kinds = expression.field, kinds_of(values)
     if path and (not kinds.isdisjoint(_SPELLED_DIFFERENTLY) or (str in kinds and b"\\" in batch.chunk)):
         return [
             b"null" if value is None else raw_at(line, path) for line, value in zip(batch.lines, values, strict=True)
