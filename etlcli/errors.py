@@ -100,6 +100,10 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+class TimedOut(BaseException):
+    """The time for the run is over (a BaseException: nobody catches it in passing)."""
+
+
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """`did you mean ...?` for a mistyped name, or the whole list when nothing is near."""
     from difflib import get_close_matches

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import click
 
 from etlcli.cli.component import examples_text, log_options, run_recipe
+from etlcli.core.params import parse_duration, parse_limit, parse_workers
+from etlcli.engine.overlap import Overlap, take_turn
 from etlcli.engine.pipeline import Pipeline
-from etlcli.errors import RecipeError, UsageError
+from etlcli.errors import RecipeError, TimedOut, TryLaterError, UsageError
 from etlcli.io.terminal import safe
 from etlcli.observe.logs import Log
 from etlcli.recipe.load import load_recipe
@@ -20,25 +26,66 @@ A recipe names a source, steps and a sink; each uses one of the other commands, 
 by, --max-line is max_line). Paths in it are relative to the recipe. The output is published when the whole run was
 good, and only then.
 
+A cron job that may take longer than the time to the next one wants --on-overlap, and one that may hang --timeout.
+
 --set changes a value for this run: a path of keys, steps by their id, and a YAML value."""
 
+_RUNTIME = {"workers": parse_workers, "limit": parse_limit, "timeout": parse_duration}
 EXAMPLES = (
     ("etl run recipe.yaml", "run it"),
     ("etl run recipe.yaml --dry-run", "check the recipe, its schemas and inputs, and show the plan"),
+    ("etl run recipe.yaml --on-overlap skip --timeout 50m", "from cron, every hour"),
+    ("etl run recipe.yaml --limit 100", "a first look"),
     ("etl run recipe.yaml --set sink.with.path=today.csv --set 'errors.max=100'", "with other values"),
 )
 
 
-def run(recipe: str, settings: tuple[str, ...], dry_run: bool, log_level: str, log_format: str, stats: bool) -> None:
-    resolved = load_recipe(recipe, settings)
+def run(recipe: str, settings: tuple[str, ...], dry_run: bool, on_overlap: str | None, log_level: str, log_format: str,
+        stats: bool, **own: str | None) -> None:  # fmt: skip
+    try:
+        given: dict[str, Any] = {name: _RUNTIME[name](text) for name, text in own.items() if text is not None}
+        overlap = Overlap(on_overlap) if on_overlap else None
+    except ValueError as error:
+        raise UsageError(str(error), hint="see etl run --help") from None
+    resolved = load_recipe(recipe, settings)._replace(**given)
     try:
         if not dry_run:
-            run_recipe(resolved, log_level=log_level, log_format=log_format, stats=stats)
+            with ExitStack() as resources, within(resolved.timeout, recipe):
+                if overlap and not take_turn(recipe, overlap, resources):
+                    Log("info", log_format)(
+                        "info", "run_skipped", recipe=resolved.name, reason="another run is going on"
+                    )
+                    return
+                run_recipe(resolved, log_level=log_level, log_format=log_format, stats=stats)
             return
         Pipeline(resolved, Log(log_level or resolved.log_level, log_format)).check()
     except UsageError as error:  # the line was fine, what the recipe asks of a component is not
         raise RecipeError(f"{error.where}: {error.message}", where=recipe, hint=error.hint) from None
     sys.stdout.write(safe_lines(plan(resolved)))
+
+
+@contextmanager
+def within(seconds: float | None, recipe: str) -> Iterator[None]:
+    """Ends what is done in it when the time is over, as a signal would. Raises TryLaterError then."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise TimedOut
+
+    if seconds is None:
+        yield
+        return
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except TimedOut:
+        raise TryLaterError(
+            f"the run took longer than {seconds:g} s",
+            where=recipe,
+            hint="nothing was published; raise --timeout (runtime.timeout)",
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def plan(recipe: Recipe) -> list[str]:
@@ -77,6 +124,16 @@ command = click.Command(
         click.Argument(["recipe"], metavar="RECIPE", help="The recipe's YAML file."),
         click.Option(["--set", "settings"], multiple=True, metavar="PATH=VALUE", help="Change a value for this run."),
         click.Option(["--dry-run"], is_flag=True, help="Check everything and show the plan; read and write no record."),
+        click.Option(
+            ["--workers"], metavar="N|auto", help="Processes that read and prepare records; auto is the default."
+        ),
+        click.Option(["--limit"], metavar="N", help="Stop after that many records were read, and publish them."),
+        click.Option(["--timeout"], metavar="DUR", help="Longest the run may take; over it nothing is published (75)."),
+        click.Option(
+            ["--on-overlap"],
+            metavar="fail|skip|wait[=DUR]",
+            help="What to do when another run of the recipe is going on: fail (75), skip this one (0), or wait.",
+        ),
         click.Option(["--stats"], is_flag=True, help="Print the counts of every step as JSON on stderr."),
         *log_options(),
     ],

@@ -76,9 +76,7 @@ CSV is 1.10 in the JSON."""
                 self._stream = None
                 stream.close()
 
-    def prepare(self, part: RawChunk | Extent | Prepared) -> Prepared:
-        if isinstance(part, Prepared):
-            return part
+    def prepare(self, part: RawChunk | Extent) -> Prepared:
         project = projection(self.ctx.reads)
         if isinstance(part, RawChunk):
             batch, rejects, blank = parse(part.chunk, part.span, project, self.params.max_line, part.lines)

@@ -78,10 +78,12 @@ below the template's own directory, whatever it holds."""
     def write(self, batch: Batch) -> list[Reject]:
         return self._write(batch)
 
-    def commit(self) -> None:
+    def finish(self) -> None:
         """All files are complete and durable before the first is published."""
         for file in self._files.values():
             file.finish()
+
+    def commit(self) -> None:
         for file in self._files.values():
             file.output.commit()
             self.ctx.log("info", "published", path=file.output.path)

@@ -243,6 +243,14 @@ def parse_workers(value: Any) -> int | None:
     return count
 
 
+def parse_limit(value: Any) -> int:
+    """A number of records."""
+    count = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"expected a number of records, 1 or more, not {value!r}")
+    return count
+
+
 def parse_duration(value: Any) -> float:
     """`500ms`, `30s`, `2m`, `1h` or a number of seconds, in seconds."""
     seconds = _quantity(value, _DURATION_UNITS, "a duration such as 30s or 500ms")

@@ -126,8 +126,7 @@ class Source(Component):
 
     def prepare(self, part: Any) -> Prepared:
         """The good records of a part, with the lines that were none and, as discards, blank lines: all that was read."""
-        assert isinstance(part, Prepared)
-        return part
+        raise NotImplementedError
 
     def apply(self, prepared: Prepared) -> None:
         """Called for every part, in order, before anything is done with it."""
@@ -197,12 +196,15 @@ class Timed(Protocol):
 
 
 class Sink(Component):
-    """Ends a pipeline. Nothing it wrote is visible under its final name before `commit`."""
+    """Ends a pipeline. Nothing it wrote is visible under its final name before `commit`, which comes after `finish`."""
 
     def write(self, batch: Batch) -> Sequence[Reject]:
         """Takes the records it can, and returns the others."""
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """Everything was written and the run is good: make it complete and durable, still not visible."""
+
     def commit(self) -> None:
-        """Everything was written and the run is good: make it durable, then publish it."""
+        """Publish it, all at once as far as that can be: no signal comes in between."""
         raise NotImplementedError

@@ -37,7 +37,7 @@ class Head:
 
     def steps_of(self, part: Any) -> Iterator[Prepared]:
         """What each step makes of the part."""
-        prepared = self._source.component.prepare(part)
+        prepared = part if isinstance(part, Prepared) else self._source.component.prepare(part)
         yield prepared
         healing = self._source.heals
         for step in self._steps:
@@ -48,6 +48,16 @@ class Head:
 
     def work(self, part: Any) -> Worked:
         return _worked(list(self.steps_of(part)))
+
+    def work_up_to(self, limit: int, parts: Iterable[Any]) -> Iterator[Worked]:
+        """Of the parts in order, up to so many records."""
+        for part in parts:
+            prepared = self._source.component.prepare(part)
+            if prepared.batch.count >= limit:
+                yield self.work(_up_to(limit, prepared))
+                return
+            limit -= prepared.batch.count
+            yield self.work(prepared)
 
     def growing(self, part: Any) -> Iterator[Worked]:
         """What came of the part so far, after each step."""
@@ -116,6 +126,13 @@ class Head:
         for behind in self._steps[last:]:
             outputs = behind.each(outputs)
         yield from outputs
+
+
+def _up_to(limit: int, prepared: Prepared) -> Prepared:
+    """The first records of a part, with the rejects that stood before the last of them."""
+    batch = prepared.batch.take(range(limit))
+    last = batch.row(limit - 1)
+    return prepared._replace(batch=batch, rejects=[reject for reject in prepared.rejects if (reject.index or 0) < last])
 
 
 def _worked(prepared: list[Prepared]) -> Worked:

@@ -8,9 +8,10 @@ clean-up are done here and nowhere else.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from glob import glob
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _WORTH = 16 << 20
 """Bytes of input for which another process pays."""
 _AHEAD = 4
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 class Pipeline:
@@ -71,10 +73,12 @@ class Pipeline:
             self.ledger.check()
             if self._findings:
                 raise FindingsError(f"records with findings: {self._findings} of {self.ledger.received}")
-            sink.component.commit()
-            # Only now: what a stage remembers of records that were never published would lose them in the next run.
-            for stage in [] if _reporting(stages) else stages:
-                stage.component.commit()
+            sink.component.finish()
+            with _undisturbed():
+                sink.component.commit()
+                # Only now: what a stage remembers of records that were never published would lose them in the next run.
+                for stage in [] if _reporting(stages) else stages:
+                    stage.component.commit()
             self._log(
                 "info",
                 "run_finished",
@@ -87,6 +91,8 @@ class Pipeline:
 
     def _worked(self, source: Source, head: Head, resources: ExitStack) -> Iterator[Worked]:
         """What came of each part of the input: here or, where several processes are wanted, there."""
+        if self.recipe.limit:
+            return head.work_up_to(self.recipe.limit, source.parts())
         count = self._workers(source)
         if count == 1:
             return map(head.work, source.parts())
@@ -248,6 +254,17 @@ class Pipeline:
         self._findings += len(rejects)
         for reject in rejects:
             self._log.record("error", "finding", step, partial(_findings, reject))
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that would end the run wait until it is over: half of the files published, or the keys of what was published
+    forgotten, would be worse than a moment's delay."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Nowhere(Sink):

@@ -5,7 +5,7 @@ writer leaves a marker named after it when it starts and removes the marker when
 comes to the end of its pipe and finds a marker knows that its input is incomplete. Nothing is put into the stream, and
 a neighbour that is not `etl` sees and needs nothing.
 
-Markers lie in `$XDG_RUNTIME_DIR/etl`, else in a directory of ours under /tmp, mode 0700. One is named
+Markers lie in the program's private directory. One is named
 `<boot>-<device>-<inode>.<pid>`; that of a writer which is gone stays behind, is called `.dead` by the first process to
 see it, and is swept an hour after that, long before the kernel can give its inode number to another pipe. Where no such
 directory can be had, pipes work as they always did.
@@ -18,6 +18,8 @@ import stat
 import time
 from contextlib import suppress
 
+from etlcli.io.private import private_directory
+
 _STALE_SECONDS = 3600
 _DEAD = ".dead"
 
@@ -26,7 +28,7 @@ def announce(fd: int) -> str | None:
     """Say that this process writes to the pipe `fd`. Returns the marker for `finish`; None if `fd` is no pipe."""
     with suppress(OSError):
         pipe = _pipe_name(fd)
-        directory = _directory() if pipe else None
+        directory = private_directory() if pipe else None
         if directory:
             _sweep(directory)
             marker = f"{directory}/{pipe}.{os.getpid()}"
@@ -45,7 +47,7 @@ def finish(marker: str | None) -> None:
 def upstream_unfinished(fd: int) -> bool:
     """Whether a writer announced itself on the pipe `fd` and never finished. Ask at the end of input."""
     try:
-        pipe, directory = _pipe_name(fd), _directory()
+        pipe, directory = _pipe_name(fd), private_directory()
         return bool(pipe and directory) and any(name.startswith(f"{pipe}.") for name in os.listdir(directory))
     except OSError:
         return False
@@ -60,21 +62,12 @@ def _pipe_name(fd: int) -> str | None:
         return f"{file.read(8).decode()}-{status.st_dev}-{status.st_ino}"
 
 
-def _directory() -> str | None:
-    """Our directory, made if need be; None when it belongs to somebody else or is open to others."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    directory = f"{runtime}/etl" if runtime and os.path.isdir(runtime) else f"/tmp/etl-{os.geteuid()}"
-    with suppress(FileExistsError):
-        os.mkdir(directory, 0o700)
-    status = os.lstat(directory)
-    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-    return directory if ours else None
-
-
 def _sweep(directory: str) -> None:
     with os.scandir(directory) as entries:
         for entry in entries:
             with suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    continue
                 if entry.name.endswith(_DEAD):
                     if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS:
                         os.unlink(entry.path)

@@ -15,7 +15,7 @@ from typing import Any
 
 from etlcli.core.edit import encode
 from etlcli.core.fields import parse_path
-from etlcli.core.params import Declared, parse_size, parse_workers
+from etlcli.core.params import Declared, parse_duration, parse_size, parse_workers
 from etlcli.core.policy import THEN, ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, DEFAULT_QUEUE, Component
 from etlcli.errors import RecipeError, nearest
@@ -69,7 +69,7 @@ class _Loader:
             raise self._error(top["version"], f"version must be {VERSION}")
         self._params = self._read_params(top.get("params"))
         errors = self._section(top.get("errors"), ("max", "quarantine"), "errors")
-        runtime = self._section(top.get("runtime"), ("workers", "memory", "queue"), "runtime")
+        runtime = self._section(top.get("runtime"), ("workers", "memory", "queue", "timeout"), "runtime")
         logging = self._section(top.get("logging"), ("level",), "logging")
         name = self._text(top.get("name"), os.path.splitext(os.path.basename(self._path))[0])
         steps = self._steps(top.get("steps"))
@@ -84,6 +84,7 @@ class _Loader:
             memory=self._parsed(runtime.get("memory"), parse_size, DEFAULT_MEMORY),
             workers=self._parsed(runtime.get("workers"), parse_workers, None),
             queue=self._parsed(runtime.get("queue"), parse_size, DEFAULT_QUEUE),
+            timeout=self._parsed(runtime["timeout"], parse_duration, None) if "timeout" in runtime else None,
             log_level=self._level(logging.get("level")),
             digest=digest.hexdigest(),
         )

@@ -51,6 +51,10 @@ class Recipe(NamedTuple):
     """Processes for the head of the pipeline; None for as many as pay."""
     queue: int = DEFAULT_QUEUE
     """Bytes of input that may be in flight."""
+    limit: int | None = None
+    """Records to read, at most."""
+    timeout: float | None = None
+    """Seconds that a run may take."""
     log_level: str = "warning"
     digest: str | None = None
     """Of the recipe's text, for the quarantine; None for a subcommand."""

@@ -32,7 +32,7 @@ def recipe_schema() -> dict[str, Any]:
             "steps": _STEPS,
             "sink": _one_of("sink"),
             "runtime": _object(
-                dict.fromkeys(("workers", "memory", "queue"), _NUMBER_OR_TEXT)
+                dict.fromkeys(("workers", "memory", "queue", "timeout"), _NUMBER_OR_TEXT)
             ),
             "errors": _object({"max": _NUMBER_OR_TEXT, "quarantine": {"type": "string"}}),
             "logging": _object({"level": {"enum": list(LEVELS)}}),

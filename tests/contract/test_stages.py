@@ -18,7 +18,7 @@ import pytest
 from etlcli.cli import component
 from etlcli.connectors.read import Read
 from etlcli.core.ledger import StepCount
-from etlcli.core.stage import Context
+from etlcli.core.stage import Context, Prepared
 from etlcli.errors import EtlError
 from etlcli.io import spill
 from etlcli.registry import COMPONENTS, load
@@ -154,7 +154,11 @@ def _of_case(folder: Path) -> Trial | None:
 def _good_lines(folder: Path, inputs: tuple[str, ...]) -> list[bytes]:
     with ExitStack() as resources:
         source = Read(Read.Params(paths=inputs), _context(folder, resources))
-        return [line for prepared in map(source.prepare, source.parts()) for line in prepared.batch.lines]
+        return [
+            line
+            for part in source.parts()
+            for line in (part if isinstance(part, Prepared) else source.prepare(part)).batch.lines
+        ]
 
 
 def _context(folder: Path, resources: ExitStack) -> Context:

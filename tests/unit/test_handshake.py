@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from etlcli.errors import InputOutputError
-from etlcli.io import handshake
 from etlcli.io.handshake import announce, finish, upstream_unfinished
 from etlcli.io.inputs import InputStream
+from etlcli.io.private import private_directory
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_without_a_runtime_directory_it_is_under_tmp(monkeypatch: pytest.MonkeyP
             monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
         else:
             monkeypatch.setenv("XDG_RUNTIME_DIR", value)
-        assert handshake._directory() == f"/tmp/etl-{os.geteuid()}"
+        assert private_directory() == f"/tmp/etl-{os.geteuid()}"
 
 
 def test_markers_of_the_dead_are_kept_an_hour(markers: Path, pipe: tuple[int, int]) -> None:
