@@ -164,11 +164,11 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         value = {"seen": round(time(), 3)}
         if isinstance(store, RecentStore):
             return store.use(keys, value, self._is_fresh)
-        distinct = set(keys)
-        known = store.get(distinct)
-        if self.params.ttl is not None:
-            known = {key: held for key, held in known.items() if self._is_fresh(held)}
-        new = distinct.difference(known)
+        if self.params.ttl is None:
+            new = store.unknown(keys)
+        else:
+            distinct = set(keys)
+            new = distinct.difference(key for key, held in store.get(distinct).items() if self._is_fresh(held))
         if not new:
             return ()
         store.put(dict.fromkeys(new, value))

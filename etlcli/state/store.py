@@ -45,6 +45,11 @@ class Store:
             found.update(self._table.get(set(keys).difference(found)))
         return found
 
+    def unknown(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that it does not have."""
+        found = set(keys).difference(self._newest)
+        return found.difference(self._table.get(found)) if self._table is not None and found else found
+
     def put(self, entries: Mapping[str, Any]) -> None:
         self._newest.update(entries)
         self._grow(entries)

@@ -210,3 +210,30 @@ def test_auto_takes_workers_for_large_files_only(tmp_path: Path, records: Path) 
 def test_other_numbers_are_refused(text: str) -> None:
     done = run_etl("filter", "id >= 0", "--workers", text)
     assert done.returncode == 2 and b"expected auto or 1 to 256 workers" in done.stderr
+
+
+def test_a_slow_reader_stops_the_reading(flights: Path, tmp_path: Path) -> None:
+    """Of 60 MB, no more than the queue is read while nobody takes the output."""
+    (tmp_path / "big.ndjson").write_bytes(flights.read_bytes() * 20)
+    (tmp_path / "recipe.yaml").write_text(
+        "version: 1\nsource: {uses: read, with: {paths: [big.ndjson]}}\n"
+        'steps: [{uses: filter, with: {expr: "distance > 0"}}]\nsink: {uses: write, with: {path: "-"}}\n'
+        "runtime: {workers: 2, queue: 8MiB}\n"
+    )
+    command = [BIN / "etl", "run", tmp_path / "recipe.yaml"]
+    process = subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, env=environment())
+    try:
+        assert process.stdout and process.stdout.read(1) == b"{"
+        before, now = -1, read_by_workers(process)
+        while now > before:
+            time.sleep(0.5)
+            before, now = now, read_by_workers(process)
+        assert 0 < now < 9 << 20
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read_by_workers(process: subprocess.Popen[bytes]) -> int:
+    found = [Path(f"/proc/{pid}/io").read_text() for pid in children(process)]
+    return sum(int(line.split()[1]) for text in found for line in text.splitlines() if line.startswith("rchar:"))
