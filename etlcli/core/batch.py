@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.fields import Path, Projection, decode_long, exact_number, may_be_inexact, projection
+from etlcli.core.fields import Column, Path, Projection, decode_long, exact_number, may_be_inexact, projection
 
 _families = counting()
 _decode_records = msgspec.json.Decoder(dict[str, Any]).decode_lines
@@ -196,6 +196,7 @@ class Batch:
         "_chunk",
         "_columns",
         "_exact",
+        "_given",
         "_kin",
         "_lines",
         "_projection",
@@ -218,10 +219,12 @@ class Batch:
         projected: Projection | None = None,
         exact: bool = False,
         kin: tuple[int, int] | None = None,
+        given: Mapping[Path, list[Any]] | None = None,
     ) -> None:
         """`chunk` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i. `structs` are the
         lines as decoded by `projected`; `exact` says that a number in them is known to be what its line says. `kin` is the
-        same for batches that were taken from one another: their rows can be compared."""
+        same for batches that were taken from one another: their rows can be compared. `given` are columns that another
+        process has decoded."""
         self.count = count
         self._chunk = chunk
         self._lines = lines
@@ -231,12 +234,14 @@ class Batch:
         self._projection = projected
         self._exact = exact
         self._columns: dict[Path, list[Any]] = {}
+        self._given = given or {}
         self._kin = (os.getpid(), next(_families)) if kin is None else kin
         self._records: list[dict[str, Any]] | None = None
 
     def __reduce__(self) -> Any:
         """What another process needs of it: the bytes and where they came from, not the forms derived from them."""
-        return _rebuilt, (self.count, self.chunk, self._span, self._rows, self._kin)
+        given = {path: list(column) for path, column in self._given.items()}
+        return _rebuilt, (self.count, self.chunk, self._span, self._rows, self._kin, given)
 
     @classmethod
     def of_chunk(cls, chunk: bytes) -> Batch:
@@ -266,6 +271,8 @@ class Batch:
     def columns(self, paths: tuple[Path, ...]) -> list[list[Any]]:
         """The values of each path, MISSING where a record has none. Numbers are what the record says: an int of any size, a
         float where Python writes that float with the number's value, a Decimal otherwise."""
+        if self._given and all(path in self._given for path in paths):
+            return [self._given[path] for path in paths]
         if self._projection is None or not set(paths) <= set(self._projection.paths):
             self._projection, self._exact, self._columns = projection(paths), False, {}
             try:
@@ -315,6 +322,7 @@ class Batch:
             projected=self._projection,
             exact=self._exact,
             kin=self._kin,
+            given={path: Column(pick(column)) for path, column in self._given.items()},
         )
 
     def without(self, indices: Mapping[int, Any] | set[int]) -> Batch:
@@ -334,13 +342,18 @@ class Batch:
         """The same records, each as its new line (one valid JSON object)."""
         return Batch(self.count, lines=lines, span=self._span, rows=self._rows, kin=self._kin)
 
-    def bare(self) -> Batch:
-        """The same records without their bytes, for a journey on which those go separately."""
-        return Batch(self.count, chunk=b"", span=self._span, rows=self._rows, kin=self._kin)
+    def bare(self, paths: tuple[Path, ...]) -> Batch:
+        """The same records without their bytes, for a journey on which those go separately; with the values of these
+        paths."""
+        given = dict(zip(paths, self.columns(paths), strict=True)) if paths and self.count else None
+        return self._dressed(b"", given)
 
     def clothed(self, chunk: bytes) -> Batch:
         """A bare batch with its bytes."""
-        return Batch(self.count, chunk=chunk, span=self._span, rows=self._rows, kin=self._kin)
+        return self._dressed(chunk, self._given)
+
+    def _dressed(self, chunk: bytes, given: Mapping[Path, list[Any]] | None) -> Batch:
+        return Batch(self.count, chunk=chunk, span=self._span, rows=self._rows, kin=self._kin, given=given)
 
     def row(self, index: int) -> int:
         """Record `index`'s place among the records of the batch that this one was first taken from."""
@@ -369,5 +382,13 @@ class Batch:
         return Reject(code, errors, self.lines[index], origin, index)
 
 
-def _rebuilt(count: int, chunk: bytes, span: Span | None, rows: Sequence[int] | None, kin: tuple[int, int]) -> Batch:
-    return Batch(count, chunk=chunk, span=span, rows=rows, kin=kin)
+def _rebuilt(
+    count: int,
+    chunk: bytes,
+    span: Span | None,
+    rows: Sequence[int] | None,
+    kin: tuple[int, int],
+    given: dict[Path, list[Any]],
+) -> Batch:
+    columns = {path: Column(column) for path, column in given.items()}
+    return Batch(count, chunk=chunk, span=span, rows=rows, kin=kin, given=columns)

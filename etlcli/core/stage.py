@@ -155,6 +155,8 @@ class Stage(Component):
     """`kept`: records leave in the order they came. `made`: the stage decides the order."""
     scope: ClassVar[str] = "record"
     """What must be seen together: `record` (any split of the input will do), `all` (the whole input)."""
+    rewrites: bool = True
+    """Whether it may change records, or put out others. Where not, later steps can use what was decoded before it."""
     reports: bool = False
     """Whether this stage, as configured, only reports: its rejects are findings to show, whatever `on_error` says."""
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from etlcli.core.batch import Batch, Errors, Reject
+from etlcli.core.fields import Path
 from etlcli.core.stage import Prepared
 from etlcli.engine.step import SourceStep, StageStep
 
@@ -29,9 +30,11 @@ class Worked(NamedTuple):
 class Head:
     """`steps` are those that hold no state, and the first that does."""
 
-    def __init__(self, source: SourceStep, steps: Sequence[StageStep]) -> None:
+    def __init__(self, source: SourceStep, steps: Sequence[StageStep], behind: tuple[Path, ...] = ()) -> None:
+        """`behind` are fields that steps behind the head read of the records as they leave it."""
         self._source = source
         self._steps = steps
+        self._behind = behind
 
     # -- in any process -----------------------------------------------------------------------------------------------
 
@@ -77,7 +80,7 @@ class Head:
                 reject.leave_unexplained()
             packed.append(prepared if at in kept else prepared._replace(batch=_NOTHING))
         batch = packed[last].batch
-        packed[last] = packed[last]._replace(batch=batch.bare())
+        packed[last] = packed[last]._replace(batch=batch.bare(self._behind))
         return worked._replace(prepared=packed), batch.chunk
 
     @staticmethod

@@ -62,7 +62,8 @@ class Pipeline:
                 self._quarantine = resources.enter_context(Quarantine(self.recipe, self.run_id))
             source, stages, sink = self._build(resources)
             length = self._head_length(stages)
-            head = Head(source, stages[:length])
+            behind = stages[length:] if not length or _passes_on(stages[length - 1]) else ()
+            head = Head(source, stages[:length], _shared_reads(behind))
             batches = head.batches(self._worked(source.component, head, resources))
             for stage in stages[length:]:
                 batches = stage.through(self._entering(stage.count, batches))
@@ -301,10 +302,16 @@ def _soonest(stages: Sequence[StageStep]) -> float | None:
 
 
 def _shared_reads(stages: Sequence[StageStep]) -> tuple[Path, ...]:
-    """The fields to decode at intake: those of the steps up to the first that needs the whole input."""
+    """The fields that steps read of the records as they come to the first: up to the one that makes others of them, or
+    another order."""
     paths: dict[Path, None] = {}
     for step in stages:
         paths.update(dict.fromkeys(step.component.reads()))
-        if step.component.scope == "all":
+        if not _passes_on(step):
             break
     return tuple(paths)
+
+
+def _passes_on(step: StageStep) -> bool:
+    """Whether what leaves the step are records as they came, in the batches in which they came."""
+    return not step.component.rewrites and step.component.order == "kept"

@@ -64,6 +64,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         ("etl dedupe-cache --dupes again.ndjson flights.ndjson", "whole records; the duplicates into a file"),
     )
     scope = "all"
+    rewrites = False
 
     class Params(params.Declared):
         key = params.fields("Fields that make the key; by default the whole record.")

@@ -46,6 +46,8 @@ either. Everything is in UTC."""
         ),
     )
 
+    rewrites = False
+
     class Params(params.Declared):
         expr = params.text("Condition to keep a record.", required=True, metavar="EXPR", positional=True)
 

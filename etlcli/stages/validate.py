@@ -89,6 +89,7 @@ oneOf, if). A valid record is never changed, and the other fields of a changed o
             fill = Fill(schema, defaults=params.defaults, coerce=params.coerce)
             self._fill = fill if fill.active else None
         self._rules = [Expression(rule, now=ctx.started) for rule in params.rules]
+        self.rewrites = self._fill is not None
         self.reports = params.check
 
     def reads(self) -> tuple[Path, ...]:

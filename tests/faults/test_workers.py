@@ -187,6 +187,30 @@ def test_a_file_that_changes_while_it_is_read(running: subprocess.Popen[bytes], 
     assert f"big.ndjson was {how} while it was being read".encode() in stderr
 
 
+def test_columns_decoded_in_workers_serve_the_steps_behind(tmp_path: Path) -> None:
+    """Missing fields, nulls, numbers that no double holds, and nested ones, in records of which some are dropped between."""
+    values = ["1", "1.0", "12345678901234567890123", "0.1", "0.10000000000000000001", "1e400", "null", '"text"', '{"b":2}',
+              "[1,2]", "true", "-0"]  # fmt: skip
+    lines = [f'{{"id":{number % 700},"v":{values[number % len(values)]}}}' for number in range(3000)]
+    lines += [f'{{"id":{number},"w":{{"x":{number % 13}.5}}}}' for number in range(500, 1500)]
+    (tmp_path / "in.ndjson").write_text("\n".join([*lines, ""]))
+    (tmp_path / "recipe.yaml").write_text(
+        "version: 1\nsource: {uses: read, with: {paths: [in.ndjson]}}\nsteps:\n"
+        '  - {uses: validate, with: {rules: ["id != 13"]}, on_error: {then: skip}}\n'
+        "  - {id: some, uses: dedupe-cache, with: {key: [id]}}\n"
+        '  - {id: most, uses: filter, with: {expr: "id % 5 != 0"}}\n'
+        "  - {uses: sort, with: {by: [v, -w.x]}}\n"
+        "sink: {uses: write, with: {path: out}}\n"
+    )
+    found = set()
+    for workers in "123":
+        program = [sys.executable, "-c", KILLER, "run", str(tmp_path / "recipe.yaml"), "--workers", workers]
+        done = subprocess.run(program, env=environment(KILL_IN=""), capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        found.add((tmp_path / "out").read_bytes())
+    assert len(found) == 1 and len(found.pop().splitlines()) == 1500 * 4 // 5 - 1
+
+
 def test_errors_come_in_the_order_of_the_records(tmp_path: Path) -> None:
     path = tmp_path / "in.ndjson"
     lines = [*RECORDS, b"{bad", *RECORDS * 100, b"{worse", *RECORDS]
