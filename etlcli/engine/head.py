@@ -55,7 +55,7 @@ class Head:
     def work_up_to(self, limit: int, parts: Iterable[Any]) -> Iterator[Worked]:
         """Of the parts in order, up to so many records."""
         for part in parts:
-            prepared = self._source.component.prepare(part)
+            prepared = next(self.steps_of(part))
             if prepared.batch.count >= limit:
                 yield self.work(_up_to(limit, prepared))
                 return

@@ -225,10 +225,13 @@ class _Worker:
         """Ends it, if it is not dead. What it died of."""
         with suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
-        _, status = os.waitpid(self._pid, 0)
         os.close(self._given)
         os.close(self.answers)
         self._memory.close()
+        try:
+            _, status = os.waitpid(self._pid, 0)
+        except ChildProcessError:  # who started this program has told it to forget its children
+            return "unknown"
         code = os.waitstatus_to_exitcode(status)
         return f"exit {code}" if code >= 0 else signal.Signals(-code).name
 

@@ -71,6 +71,7 @@ def extents_of(stream: InputStream, path: str, start: bytes, skipped: int) -> It
             min(at + size, status.st_size),
             status.st_size,
         )
+    os.lseek(stream.fd, status.st_size, os.SEEK_SET)  # who has stdin next goes on behind it
 
 
 class ExtentReader:

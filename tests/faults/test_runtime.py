@@ -115,6 +115,14 @@ def test_limit_counts_good_records_and_forgets_what_comes_after(recipe: Path) ->
     assert source["out"] == 2 and source["rejected"] == {"bad_json": 1}
 
 
+def test_limit_of_other_formats(recipe: Path) -> None:
+    recipe.with_name("in.csv").write_text("n,m\n0,0\n1\n2,2\n4,4\n6,6\n")
+    options = ("--set", "source.with.paths=in.csv", "--set", "source.on_error={then: skip}", "--limit", "2")
+    done = run_etl("run", recipe, *options)
+    assert done.returncode == 0, done.stderr
+    assert recipe.with_name("out.ndjson").read_bytes() == b'{"n":2,"m":2}\n{"n":0,"m":0}\n'
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

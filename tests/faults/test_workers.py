@@ -145,6 +145,18 @@ def test_workers_end_with_the_run(running: subprocess.Popen[bytes], signum: int)
         time.sleep(0.01)
 
 
+def test_a_parent_that_ignores_its_children(poisoned: Path) -> None:
+    program = f"import os, signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv({str(BIN / 'etl')!r}, {['etl', 'filter', 'id >= 0', str(poisoned), '--workers', '2']!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment(), timeout=60)
+    assert done.returncode == 0 and done.stdout == poisoned.read_bytes() and not done.stderr
+
+
+def test_stdin_is_read_to_its_end(records: Path) -> None:
+    line = f"(etl filter 'id < 2' --workers 2; wc -c) < {records}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment(), timeout=60)
+    assert done.stdout.split(b"\n")[2:] == [b"0", b""]
+
+
 def test_interrupted_at_the_terminal(records: Path) -> None:
     """Ctrl-C reaches all processes of the group at once."""
     command = [BIN / "etl", "filter", "id >= 0", "--workers", "2"]
