@@ -16,7 +16,7 @@ import click
 from etlcli.cli.component import examples_text
 from etlcli.core.params import parse_duration
 from etlcli.errors import FindingsError, InputMissingError, UsageError
-from etlcli.io.files import Output, open_output
+from etlcli.io.files import Output, keep_apart, open_output
 from etlcli.io.inputs import STDIN
 from etlcli.io.stdout import Stdout
 from etlcli.io.terminal import safe, safe_json
@@ -64,6 +64,7 @@ def get(file: str, key: str) -> None:
 
 
 def export(file: str, output: str | None) -> None:
+    keep_apart(output, file)
     with _opened(file) as cache:
         _write(Stdout() if output in (None, STDIN) else open_output(str(output)), _json_lines(cache))
 

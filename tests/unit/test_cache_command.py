@@ -97,6 +97,16 @@ def test_what_cannot_be(arguments: list[str], code: int, message: str, etl: Run,
     assert not (cache.parent / "nowhere").exists()
 
 
+def test_export_does_not_replace_the_cache(etl: Run, cache: Path) -> None:
+    """Nor by another name of it."""
+    before = cache.read_bytes()
+    (cache.parent / "link").symlink_to(cache)
+    for output in ("c", "./c", "link"):
+        done = etl("cache", "export", "c", "-o", output, cwd=cache.parent)
+        assert (done.returncode, cache.read_bytes()) == (2, before)
+        assert b"the output would replace c" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("value", "command"),
     [
