@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 import pytest
-
 from conftest import Run
 
 from etlcli.cli.component import component_command, step
