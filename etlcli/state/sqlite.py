@@ -140,6 +140,9 @@ class CacheFile:
     def close(self) -> None:
         """What was not committed is forgotten. Does nothing a second time."""
         self._connection.close()
+        if os.path.exists(self.path + "-journal"):  # SQLite leaves it to the next reader to undo what a full disk stopped
+            with suppress(EtlError):
+                check_cache(self.path)
 
 
 def check_cache(path: str, about: dict[str, Any] | None = None) -> dict[str, Any]:
