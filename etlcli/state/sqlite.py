@@ -140,7 +140,8 @@ class CacheFile:
     def close(self) -> None:
         """What was not committed is forgotten. Does nothing a second time."""
         self._connection.close()
-        if os.path.exists(self.path + "-journal"):  # SQLite leaves it to the next reader to undo what a full disk stopped
+        # What a full disk stopped SQLite leaves to the next reader to undo.
+        if os.path.exists(self.path + "-journal"):
             with suppress(EtlError):
                 check_cache(self.path)
 
