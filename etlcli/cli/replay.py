@@ -44,8 +44,8 @@ def replay(quarantine: str, recipe: str | None, settings: tuple[str, ...], outpu
     run = Replay(resolved._replace(sink=sink._replace(id=resolved.sink.id)), quarantine, mine, log)
     try:
         run.run()
-        level = "warning" if run.kept else "info"
         others = len(envelopes) - len(mine)
+        level = "warning" if run.kept or (others and not mine) else "info"
         log(level, "replayed", healed=len(mine) - run.kept, kept=run.kept, of_other_recipes=others)
     except UsageError as error:
         raise RecipeError(f"{error.where}: {error.message}", where=recipe, hint=error.hint) from None
