@@ -16,7 +16,7 @@ import click
 from etlcli.cli.component import examples_text
 from etlcli.core.params import parse_duration
 from etlcli.errors import FindingsError, InputMissingError, UsageError
-from etlcli.io.files import Output, open_output
+from etlcli.io.files import Output, keep_apart, open_output
 from etlcli.io.inputs import STDIN
 from etlcli.io.stdout import Stdout
 from etlcli.io.terminal import safe, safe_json
@@ -46,16 +46,16 @@ _PARTS = 10_000
 
 def show(file: str, as_json: bool) -> None:
     with _opened(file) as cache:
-        fields = ",".join(cache.about.get("key", ())) or "the whole record"
+        fields = ",".join(cache.about.get("on") or cache.about.get("key", ())) or "the whole record"
         _write(Stdout(), _json_lines(cache) if as_json else _table(cache, safe(fields)))
 
 
 def get(file: str, key: str) -> None:
-    """As the cache has it, or a string that was given without its quotes."""
+    """As the cache has it, as a string that was given without its quotes, or in another spelling."""
     import orjson
 
     with _opened(file) as cache:
-        for spelling in (key, orjson.dumps(key).decode(), _compact(key)):
+        for spelling in (key, orjson.dumps(key).decode(), *_spelled(key)):
             with suppress(KeyError):
                 value = cache.get(spelling)
                 sys.stdout.write(safe_json(orjson.dumps(value).decode()) + "\n")
@@ -64,6 +64,7 @@ def get(file: str, key: str) -> None:
 
 
 def export(file: str, output: str | None) -> None:
+    keep_apart(output, file)
     with _opened(file) as cache:
         _write(Stdout() if output in (None, STDIN) else open_output(str(output)), _json_lines(cache))
 
@@ -150,14 +151,17 @@ def _write(output: Output, lines: Iterator[str]) -> None:
         output.abort()
 
 
-def _compact(key: str) -> str:
-    """JSON text as the cache spells it: without spaces."""
-    import orjson
+def _spelled(key: str) -> list[str]:
+    """JSON text as the stages make a key of it."""
+    import msgspec
+
+    from etlcli.core.fields import exact_number
+    from etlcli.core.keys import keys_of
 
     try:
-        return orjson.dumps(orjson.loads(key)).decode()
-    except orjson.JSONDecodeError:
-        return key
+        return keys_of([[msgspec.json.Decoder(float_hook=exact_number).decode(key)]])
+    except msgspec.DecodeError:
+        return []
 
 
 _FILE = click.Argument(["file"], metavar="FILE", help="The cache file.")

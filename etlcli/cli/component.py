@@ -189,7 +189,7 @@ def step(name: str, values: dict[str, Any], on_error: OnError | None = None) -> 
 
 
 def declared(options: type[Declared], values: dict[str, Any], name: str) -> Any:
-    given = {key: value for key, value in values.items() if value not in (None, (), "")}
+    given = {key: value for key, value in values.items() if value not in (None, ())}
     try:
         return options(**given)
     except ValueError as error:
@@ -214,11 +214,11 @@ def on_error_of(name: str, kind: str, values: dict[str, Any]) -> OnError:
 
 
 def fallback_of(kind: str, value: str | None, settings: Sequence[str]) -> Fallback | None:
-    if value and settings:
+    if value is not None and settings:
         raise UsageError("--fallback and --fallback-set do not go together")
     if kind == "source" and settings:
         raise UsageError("--fallback-set: a line that is no record has no fields", hint="use --fallback JSON")
-    if value:
+    if value is not None:
         return Fallback(value=bytes(_json(value, dict[str, msgspec.Raw], "--fallback", "a JSON object")))
     changes = []
     for setting in settings:

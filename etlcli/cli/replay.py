@@ -7,7 +7,7 @@ import click
 from etlcli.cli.component import examples_text, log_options, print_stats, step
 from etlcli.engine.replay import Envelope, Replay, waiting
 from etlcli.errors import RecipeError, UsageError
-from etlcli.io.files import Output, open_output
+from etlcli.io.files import Output, keep_apart, open_output
 from etlcli.io.inputs import STDIN
 from etlcli.io.stdout import Stdout
 from etlcli.observe.logs import Log
@@ -32,6 +32,7 @@ def replay(quarantine: str, recipe: str | None, settings: tuple[str, ...], outpu
            log_level: str | None, log_format: str) -> None:  # fmt: skip
     if settings and not recipe:
         raise UsageError("--set needs --recipe")
+    keep_apart(output, quarantine)
     log = Log(log_level or "warning", log_format)
     envelopes = waiting(quarantine, log)
     if recipe is None:
@@ -43,8 +44,8 @@ def replay(quarantine: str, recipe: str | None, settings: tuple[str, ...], outpu
     run = Replay(resolved._replace(sink=sink._replace(id=resolved.sink.id)), quarantine, mine, log)
     try:
         run.run()
-        level = "warning" if run.kept else "info"
         others = len(envelopes) - len(mine)
+        level = "warning" if run.kept or (others and not mine) else "info"
         log(level, "replayed", healed=len(mine) - run.kept, kept=run.kept, of_other_recipes=others)
     except UsageError as error:
         raise RecipeError(f"{error.where}: {error.message}", where=recipe, hint=error.hint) from None

@@ -299,6 +299,12 @@ def _parse_text(option: Option, value: Any) -> str:
     return value
 
 
+def _parse_filled(option: Option, value: Any) -> str:
+    if value == "":
+        raise ValueError("the value is empty; a variable that is not set, perhaps")
+    return _parse_text(option, value)
+
+
 def _parse_texts(option: Option, value: Any) -> tuple[str, ...]:
     if value == []:
         raise ValueError("the list is empty")
@@ -341,8 +347,8 @@ def _parse_choice(option: Option, value: Any) -> str:
 
 
 _PARSERS = {
-    "text": _parse_text,
-    "path": _parse_text,
+    "text": _parse_filled,
+    "path": _parse_filled,
     "texts": _parse_texts,
     "paths": _parse_texts,
     "command": _parse_texts,

@@ -41,7 +41,10 @@ class MisalignedError(CommandError):
 
 def find_command(argv: Sequence[str], directory: str) -> None:
     """Raises UsageError for a command that cannot be run at all. A path is relative to the directory it will run in."""
-    if shutil.which(os.path.join(directory, argv[0]) if "/" in argv[0] else argv[0]) is None:
+    path = os.path.join(directory, argv[0]) if "/" in argv[0] else argv[0]
+    if shutil.which(path) is None:
+        if "/" in argv[0] and os.path.exists(path):
+            raise UsageError(f"{argv[0]!r} is no program that may be executed", hint="chmod +x makes a script one")
         raise UsageError(f"no command is called {argv[0]!r}", hint="name one that PATH has, or a path to it")
 
 
@@ -49,9 +52,10 @@ class Command:
     """One process of a command. Use it once with `run`, or again and again with `ask`; `kill` ends it and all it started,
     at any time and more than once."""
 
-    def __init__(self, argv: Sequence[str], directory: str, timeout: float | None) -> None:
-        """Raises CommandError when it cannot be started. `timeout` is how long `run` and `ask` may take, in seconds."""
-        self._name = argv[0]
+    def __init__(self, argv: Sequence[str], directory: str, timeout: float | None, name: str = "") -> None:
+        """Raises CommandError when it cannot be started. `timeout` is how long `run` and `ask` may take, in seconds. `name`
+        is what messages call it."""
+        self._name = name or argv[0]
         self._timeout = timeout
         self._tail = b""
         self._rest = b""
@@ -175,6 +179,19 @@ class Command:
         self.kill()
         status = self._process.returncode
         if status:
-            how = f"exit {status}" if status > 0 else f"died by {signal.Signals(-status).name}"
-            said = self._tail.decode(errors="replace").strip().splitlines()
-            raise CommandError("command_failed", f"{self._name}: {how}{': ' + said[-1] if said else ''}")
+            how = f"exit {status}" if status > 0 else f"died by {_signal_name(-status)}"
+            said = _last_said(self._tail.decode(errors="replace"))
+            raise CommandError("command_failed", f"{self._name}: {how}{said and ': ' + said}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # only the first and the last of the real-time signals have names
+        return f"signal {number}"
+
+
+def _last_said(text: str) -> str:
+    """The last line that is not indented: indented ones go on with what a line above them says."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if not line[0].isspace()), lines[-1].strip() if lines else "")

@@ -13,7 +13,7 @@ import os
 import stat
 from contextlib import suppress
 
-from etlcli.errors import CannotCreateError, EtlError, InputOutputError, TryLaterError
+from etlcli.errors import CannotCreateError, EtlError, InputOutputError, TryLaterError, UsageError
 
 _SUFFIX = ".etl-tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -268,6 +268,12 @@ class SpecialFile(Output):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def keep_apart(output: str | None, source: str) -> None:
+    """Raises UsageError when the output would take the place of the file that it is made from."""
+    if output is not None and os.path.realpath(output) == os.path.realpath(source):
+        raise UsageError(f"the output would replace {source}", hint="name another file with -o")
 
 
 def open_output(path: str, *, exclusive: bool = False, append: bool = False) -> Output:

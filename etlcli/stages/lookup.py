@@ -133,8 +133,9 @@ of --default."""
                 raise ValueError("table: goes with from")
             if self.from_ and (self.cache or self.ttl is not None):
                 raise ValueError(f"{'cache' if self.cache else 'ttl'}: goes with a command")
-            if self.ttl == 0:
-                raise ValueError("ttl: must be more than 0")
+            for name in ("ttl", "timeout"):
+                if getattr(self, name) == 0:
+                    raise ValueError(f"{name}: must be more than 0")
             if (self.default is not None) != (self.on_miss == "default"):
                 raise ValueError("default: goes with on_miss default, which needs it")
 

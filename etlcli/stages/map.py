@@ -105,6 +105,10 @@ def _assignments(texts: Sequence[str], now: float = 0.0) -> list[Assignment]:
         match = _ASSIGNMENT.fullmatch(text)
         if match is None:
             raise ValueError(f"{text!r} is no assignment; write FIELD = EXPR")
+        if "[" in (match[1] or ""):
+            raise ValueError(
+                f"{match[1]}: an item of a list cannot be set; a field of that name is a JSON Pointer, /..."
+            )
         path = parse_path(match[1] or match[2])
         try:
             found.append(Assignment(path, Expression(match[3], now=now)))

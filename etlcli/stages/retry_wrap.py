@@ -21,8 +21,9 @@ from etlcli.core.batch import Batch, Reject, Span, chunk_of
 from etlcli.core.fields import projection
 from etlcli.core.intake import parse
 from etlcli.core.stage import Context, Prepared, Stage, State
-from etlcli.errors import FindingsError
+from etlcli.errors import FindingsError, UsageError
 from etlcli.io.command import Command, CommandError, MisalignedError, find_command
+from etlcli.registry import find
 
 
 class _Answer(NamedTuple):
@@ -84,6 +85,13 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         def verify(self) -> None:
             if not (self.command or self.stage):
                 raise ValueError("command: retry-wrap needs a command, or a stage")
+            if self.timeout <= 0:
+                raise ValueError("timeout: must be more than 0")
+            if self.stage:
+                try:
+                    find("stage", self.stage)
+                except UsageError as error:
+                    raise ValueError(f"stage: {error.message}; {error.hint}") from None
             if self.mode == "line" and (self.any_count or self.concurrency > 1):
                 raise ValueError("mode: a line for a line goes with neither any_count nor concurrency")
 
@@ -91,6 +99,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         super().__init__(params, ctx, state)
         own = [sys.executable, "-m", "etlcli", params.stage] if params.stage else []
         self._argv = [*own, *params.command]
+        self._name = f"etl {params.stage}" if params.stage else self._argv[0]
         self._directory = os.path.abspath(ctx.base_dir) if ctx.base_dir else ""
         find_command(self._argv, self._directory)
         self._running: set[Command] = set()
@@ -170,7 +179,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
 
     def _call(self, batch: Batch, indices: range) -> _Answer | _Failure:
         try:
-            command = Command(self._argv, self._directory, self.params.timeout)
+            command = Command(self._argv, self._directory, self.params.timeout, self._name)
             self._running.add(command)
             try:
                 output = command.run(batch.take(indices).chunk)
@@ -183,13 +192,13 @@ lines are put to it again as a batch with --isolate, so it may see a record more
     def _checked(self, output: bytes, count: int) -> list[bytes]:
         """The records of the command's output. Raises CommandError for what are none, or not as many as there should be."""
         chunk = output if output.endswith(b"\n") or not output else output + b"\n"
-        found, rejects, _ = parse(chunk, Span(self._argv[0], 1, 0, chunk), projection(()))
+        found, rejects, _ = parse(chunk, Span(self._name, 1, 0, chunk), projection(()))
         if rejects:
             line = rejects[0].origin.line if rejects[0].origin else 0
-            raise CommandError("command_failed", f"line {line} of the output of {self._argv[0]}: {rejects[0].message}")
+            raise CommandError("command_failed", f"line {line} of the output of {self._name}: {rejects[0].message}")
         if found.count != count and not self.params.any_count:
             raise CommandError(
-                "command_failed", f"{self._argv[0]} put out {found.count} records for {count} (see --any-count)"
+                "command_failed", f"{self._name} put out {found.count} records for {count} (see --any-count)"
             )
         return found.lines
 
@@ -205,7 +214,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         answered_before = self._process is not None
         try:
             if self._process is None:
-                self._process = Command(self._argv, self._directory, self.params.timeout)
+                self._process = Command(self._argv, self._directory, self.params.timeout, self._name)
             answers = self._process.ask(batch.lines[indices.start : indices.stop])
             return _Answer(indices, self._checked(chunk_of(answers), len(indices)))
         except CommandError as error:

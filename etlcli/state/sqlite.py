@@ -140,6 +140,10 @@ class CacheFile:
     def close(self) -> None:
         """What was not committed is forgotten. Does nothing a second time."""
         self._connection.close()
+        # What a full disk stopped SQLite leaves to the next reader to undo.
+        if os.path.exists(self.path + "-journal"):
+            with suppress(EtlError):
+                check_cache(self.path)
 
 
 def check_cache(path: str, about: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -255,11 +255,12 @@ def test_full_and_read_only_disks(options: str, line: str, code: int, tmp_path: 
     (tmp_path / "big").write_bytes(big)
     (tmp_path / "medium").write_bytes(big[: len(big) // 10])
     (tmp_path / "small").write_bytes(b'{"id":0}\n')
-    check = "; code=$?; etl cache list --json disk/c > listed; exit $code"
+    check = "; code=$?; ls disk > left; etl cache list --json disk/c > listed; exit $code"
     done = mounted(tmp_path, options, line + check)
     assert done.returncode == code, done.stderr
     assert b"disk" in done.stderr
     assert not (tmp_path / "out").exists()
+    assert set((tmp_path / "left").read_text().split()) <= {"c"}, "nothing half done is left on the disk"
     assert len((tmp_path / "listed").read_bytes().splitlines()) <= 1
 
 

@@ -42,6 +42,7 @@ def resources():
         ({"from": "t", "cache": "c"}, "cache: goes with a command"),
         ({"from": "t", "ttl": "1h"}, "ttl: goes with a command"),
         ({"command": ["cat"], "ttl": 0}, "ttl: must be more than 0"),
+        ({"command": ["cat"], "timeout": 0}, "timeout: must be more than 0"),
         ({"command": ["cat"], "table": "t"}, "table: goes with from"),
         ({"from": "t", "on_miss": "default"}, "default: goes with on_miss default"),
         ({"from": "t", "default": {}}, "default: goes with on_miss default"),

@@ -47,7 +47,12 @@ def test_list_and_export_as_json(etl: Run, cache: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == done.stdout
 
 
-@pytest.mark.parametrize("key", ["15", "N14228", '"N14228"', '["UA",1545]', '[ "UA", 1545 ]'])
+def test_list_of_a_lookup_names_its_keys(etl: Run, tmp_path: Path) -> None:
+    CacheFile(str(tmp_path / "c"), {"stage": "lookup", "on": ["/a", "/b"], "fields": {}, "command": ["cat"]}).close()
+    assert b"KEY (/a,/b)\n" in etl("cache", "list", tmp_path / "c").stdout
+
+
+@pytest.mark.parametrize("key", ["15", "15.0", "1.5e1", "N14228", '"N14228"', '["UA",1545]', '[ "UA", 1545.0 ]'])
 def test_get(key: str, etl: Run, cache: Path) -> None:
     done = etl("cache", "get", cache, key)
     assert (done.returncode, list(json.loads(done.stdout))) == (0, ["seen"])
@@ -95,6 +100,16 @@ def test_what_cannot_be(arguments: list[str], code: int, message: str, etl: Run,
     assert (done.returncode, done.stdout) == (code, b"")
     assert message in done.stderr.decode()
     assert not (cache.parent / "nowhere").exists()
+
+
+def test_export_does_not_replace_the_cache(etl: Run, cache: Path) -> None:
+    """Nor by another name of it."""
+    before = cache.read_bytes()
+    (cache.parent / "link").symlink_to(cache)
+    for output in ("c", "./c", "link"):
+        done = etl("cache", "export", "c", "-o", output, cwd=cache.parent)
+        assert (done.returncode, cache.read_bytes()) == (2, before)
+        assert b"the output would replace c" in done.stderr
 
 
 @pytest.mark.parametrize(

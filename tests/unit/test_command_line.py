@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 import pytest
+from conftest import Run
 
-from etlcli.cli.component import component_command
+from etlcli.cli.component import component_command, step
+from etlcli.errors import UsageError
 
 
 def parsed(name: str, *words: str) -> dict[str, Any]:
@@ -48,3 +50,25 @@ def test_the_first_word_of_filter_is_the_expression() -> None:
 
 def test_a_rule_a_flag() -> None:
     assert parsed("validate", "--rule", "a > 1", "--rule", "b > 1")["rules"] == ("a > 1", "b > 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "shown"),
+    [
+        ("dedupe-cache", "cache", "--cache"),
+        ("dedupe-cache", "key", "--key"),
+        ("dedupe-cache", "ttl", "--ttl"),
+        ("group", "by", "--by"),
+        ("filter", "expr", "EXPR"),
+    ],
+)
+def test_an_empty_value_is_not_taken_for_none(name: str, option: str, shown: str) -> None:
+    """--cache "$SEEN" without SEEN is no run without a cache, and no key is not the whole record."""
+    with pytest.raises(UsageError, match=f"^{shown}: .*(empty|'')"):
+        step(name, {option: ""})
+
+
+def test_a_fallback_that_is_empty_is_refused(etl: Run) -> None:
+    done = etl("filter", "true", "--fallback", "")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"--fallback: '' is not a JSON object" in done.stderr

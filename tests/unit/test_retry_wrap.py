@@ -76,7 +76,9 @@ def test_a_command_that_works(options: dict[str, Any], resources: ExitStack) -> 
     [
         (["sh", "-c", "exit 3"], "sh: exit 3"),
         (["sh", "-c", "cat; echo first >&2; echo last >&2; exit 1"], "sh: exit 1: last"),
+        (["sh", "-c", "printf 'what\\n  what to do\\n\\n' >&2; exit 1"], "sh: exit 1: what"),
         (["sh", "-c", "kill -9 $$"], "sh: died by SIGKILL"),
+        (["sh", "-c", "kill -40 $$"], "sh: died by signal 40"),
         (["true"], "true put out 0 records for 50 (see --any-count)"),
         (["sh", "-c", "cat; echo {}"], "sh put out 51 records for 50 (see --any-count)"),
         (["echo", "hello"], "line 1 of the output of echo: not JSON: invalid character (byte 0)"),
@@ -235,16 +237,25 @@ def test_no_such_command(resources: ExitStack) -> None:
         Run(resources, ["nowhere-to-be-found"])
 
 
+def test_a_file_that_is_no_program(resources: ExitStack, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("cat")
+    with pytest.raises(UsageError, match="script' is no program that may be executed"):
+        Run(resources, [str(tmp_path / "script")])
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {},
         {"command": ["cat"], "mode": "line", "concurrency": 2},
         {"command": ["cat"], "mode": "line", "any_count": True},
+        {"command": ["cat"], "timeout": 0},
+        {"stage": "valdate"},
+        {"stage": "write"},
     ],
 )
-def test_options_that_do_not_go_together(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"command:|mode:"):
+def test_options_that_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^(command|mode|timeout|stage): "):
         RetryWrap.Params(**options)
 
 
@@ -253,3 +264,9 @@ def test_another_stage(resources: ExitStack, tmp_path: Path) -> None:
     arguments = ["--schema", str(tmp_path / "schema")]
     out, rejects = outcome(resources, arguments, stage="validate", isolate=True, size=25)
     assert (out, rejects) == (LINES[:49], [ALL[49]])
+
+
+def test_another_stage_says_why_it_failed(resources: ExitStack) -> None:
+    """Not what is to be done about it, which it says last."""
+    _, rejects = Run(resources, ["--rule", "n > 5"], stage="validate")(LINES[:1])
+    assert rejects[0].message.startswith("etl validate: exit 1: etl: <stdin>:1 (step validate): rule: ")
