@@ -67,6 +67,8 @@ class Context:
         memory: int = DEFAULT_MEMORY,
         base_dir: str = "",
         retry: Retrying = once,
+        max_elapsed: float | None = None,
+        forgives: bool = True,
         reads: tuple[Path, ...] = (),
         started: float = 0.0,
         clock: Callable[[], float] = monotonic,
@@ -80,6 +82,10 @@ class Context:
         self.memory = memory
         self.base_dir = base_dir
         self.retry = retry
+        self.max_elapsed = max_elapsed
+        """Seconds after which nothing is tried again; None for never."""
+        self.forgives = forgives
+        """Whether the run may go on after a reject."""
         self.reads = reads
         """Fields the steps after a source want decoded (a source only)."""
         self.started = started
@@ -157,6 +163,8 @@ class Stage(Component):
     """What must be seen together: `record` (any split of the input will do), `all` (the whole input)."""
     rewrites: bool = True
     """Whether it may change records, or put out others. Where not, later steps can use what was decoded before it."""
+    waits: ClassVar[bool] = False
+    """Whether `prepare` asks somebody else, such as a command: the coordinator calls it then, and no worker."""
     reports: bool = False
     """Whether this stage, as configured, only reports: its rejects are findings to show, whatever `on_error` says."""
 

@@ -116,7 +116,12 @@ class Pipeline:
 
     def _head_length(self, stages: Sequence[StageStep]) -> int:
         """How many steps belong to the pipeline's head."""
-        return next((at + 1 for at, step in enumerate(stages) if not step.is_pure), len(stages))
+        for at, step in enumerate(stages):
+            if step.component.waits:
+                return at
+            if not step.is_pure:
+                return at + 1
+        return len(stages)
 
     def _entering(self, count: StepCount, batches: Iterator[Batch]) -> Iterator[Batch]:
         """What goes into a step: what the one before puts out."""
@@ -189,6 +194,8 @@ class Pipeline:
             log=self._log,
             reject=partial(policy.reject, count),
             retry=partial(tried, spec.on_error.retry, count),
+            max_elapsed=spec.on_error.retry.max_elapsed,
+            forgives=policy.then != "fail" or spec.on_error.fallback is not None,
             base_dir=self.recipe.base_dir,
             started=self._started,
             **rest,

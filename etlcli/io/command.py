@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
+from threading import Lock
 
 from etlcli.core.batch import chunk_of
 from etlcli.errors import UsageError
@@ -50,7 +51,8 @@ def find_command(argv: Sequence[str], directory: str) -> None:
 
 class Command:
     """One process of a command. Use it once with `run`, or again and again with `ask`; `kill` ends it and all it started,
-    at any time and more than once."""
+    more than once if you like. `stop` may come from another thread than the one that waits for it: that finds its process
+    ended, and cleans up."""
 
     def __init__(self, argv: Sequence[str], directory: str, timeout: float | None, name: str = "") -> None:
         """Raises CommandError when it cannot be started. `timeout` is how long `run` and `ask` may take, in seconds. `name`
@@ -59,6 +61,7 @@ class Command:
         self._timeout = timeout
         self._tail = b""
         self._rest = b""
+        self._lock = Lock()
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -111,15 +114,20 @@ class Command:
     def kill(self) -> None:
         if self._ended < 0:
             return
-        # Before the process is waited for: until then its number is nobody else's.
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self.stop()
+        with self._lock:
+            self._process.wait()
         os.close(self._ended)
         self._ended = -1
         for stream in (self._in, self._out, self._err):
             with suppress(OSError):
                 stream.close()
+
+    def stop(self) -> None:
+        # Until the process has been waited for its number is nobody else's.
+        with self._lock, suppress(ProcessLookupError):
+            if self._process.returncode is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _converse(self, data: bytes, lines: int | None) -> bytes:
         """Writes `data` while reading, until there are so many lines, or without a number until the process has ended (its

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
+from math import inf
 from typing import Any, NamedTuple
 
 from etlcli.core import params
@@ -72,6 +73,8 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         ),
     )
 
+    waits = True
+
     class Params(params.Declared):
         command = params.command("The command and its arguments, after --.")
         stage = params.text("Run this etl command; the arguments are its options.", metavar="NAME")
@@ -103,6 +106,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         self._directory = os.path.abspath(ctx.base_dir) if ctx.base_dir else ""
         find_command(self._argv, self._directory)
         self._running: set[Command] = set()
+        self._stopped = False
         self._process: Command | None = None
         ctx.resources.callback(self._kill)
 
@@ -148,36 +152,47 @@ lines are put to it again as a batch with --isolate, so it may see a record more
             return map(call, parts)
         from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(self.params.concurrency) as pool:
-            try:
-                return list(pool.map(call, parts))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                self._kill()
-                raise
+        pool = ThreadPoolExecutor(self.params.concurrency)
+        try:
+            return list(pool.map(call, parts))
+        except BaseException:
+            # The threads are not waited for: one may be between two tries. It begins no other.
+            self._stopped = True
+            self._kill()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _by_batch(self, batch: Batch, indices: range, *, isolate: bool) -> list[_Answer | _Failure]:
+        deadline = inf if self.ctx.max_elapsed is None else self.ctx.clock() + self.ctx.max_elapsed
         outcome, tries = self.ctx.retry(partial(self._call, batch, indices))
         if isinstance(outcome, _Answer):
             return [outcome]
         failure = outcome._replace(attempts=tries)
-        return self._isolated(batch, failure) if isolate else [failure]
+        return self._isolated(batch, failure, deadline) if isolate else [failure]
 
-    def _isolated(self, batch: Batch, failure: _Failure) -> list[_Answer | _Failure]:
-        """The halves of what failed, each tried once, and their halves."""
+    def _isolated(self, batch: Batch, failure: _Failure, deadline: float) -> list[_Answer | _Failure]:
+        """The halves of what failed, each tried once, and their halves; as long as there is time, and if one reject fails
+        the run up to the first record that stands alone."""
         indices, middle = failure.indices, len(failure.indices) // 2
         if not middle:
             return [failure]
         found: list[_Answer | _Failure] = []
         for half in (indices[:middle], indices[middle:]):
+            failed = not self.ctx.forgives and any(isinstance(outcome, _Failure) for outcome in found)
+            if failed or self.ctx.clock() >= deadline:
+                found.append(failure._replace(indices=half))
+                continue
             outcome = self._call(batch, half)
             if isinstance(outcome, _Failure):
-                found += self._isolated(batch, outcome._replace(attempts=failure.attempts))
+                found += self._isolated(batch, outcome._replace(attempts=failure.attempts), deadline)
             else:
                 found.append(outcome)
         return found
 
     def _call(self, batch: Batch, indices: range) -> _Answer | _Failure:
+        if self._stopped:
+            raise InterruptedError
         try:
             command = Command(self._argv, self._directory, self.params.timeout, self._name)
             self._running.add(command)
@@ -233,6 +248,8 @@ lines are put to it again as a batch with --isolate, so it may see a record more
 
     def _kill(self) -> None:
         """Ends whatever still runs."""
-        for command in [*self._running, *([self._process] if self._process else [])]:
-            command.kill()
+        for command in list(self._running):
+            command.stop()
+        if self._process:
+            self._process.kill()
         self._process = None
