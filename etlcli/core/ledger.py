@@ -84,6 +84,16 @@ class Ledger:
         """Records dropped on purpose, blank lines not among them."""
         return sum(step.discarded.total() - step.discarded["blank"] for step in self.steps)
 
+    def abandon(self) -> None:
+        """The run has ended before its time: what was on its way, or held, is discarded as `abandoned`."""
+        sent = 0
+        for number, step in enumerate(self.steps):
+            if number:
+                step.received = max(step.received, sent + step.entered)
+            step.discarded["abandoned"] += max(0, step.missing())
+            step.discarded += Counter()
+            sent = step.sent
+
     def check(self) -> None:
         """Raises LedgerError naming the step whose records do not balance."""
         for step in self.steps:

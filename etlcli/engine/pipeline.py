@@ -24,7 +24,7 @@ from etlcli.core.stage import PART, Context, Sink, Source, Stage
 from etlcli.engine.head import Head, Worked
 from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep
-from etlcli.errors import FindingsError, UsageError
+from etlcli.errors import FindingsError, LedgerError, UsageError
 from etlcli.observe.logs import Log
 from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import find
@@ -54,6 +54,15 @@ class Pipeline:
 
     def run(self) -> None:
         """Raises an EtlError for whatever ended the run. Temporary files are gone by then, also after a signal."""
+        try:
+            self._run()
+        except LedgerError:  # which shows what is wrong
+            raise
+        except BaseException:
+            self.ledger.abandon()
+            raise
+
+    def _run(self) -> None:
         self._check_written()
         with ExitStack() as resources:
             if self._quarantines():
@@ -70,6 +79,8 @@ class Pipeline:
             for batch in self._entering(sink.count, batches):
                 if batch.count:
                     sink.write(batch)
+            for step in (source, *stages, sink):
+                step.finish_fallback()
             self.recipe.budget.check(self.ledger, finished=True)
             self.ledger.check()
             if self._findings:
@@ -78,8 +89,8 @@ class Pipeline:
             with _undisturbed():
                 sink.component.commit()
                 # Only now: what a stage remembers of records that were never published would lose them in the next run.
-                for stage in [] if _reporting(stages) else stages:
-                    stage.component.commit()
+                for step in () if _reporting(stages) else (source, *stages, sink):
+                    step.commit_state()
             self._log(
                 "info",
                 "run_finished",

@@ -6,6 +6,7 @@ one when a `Timed` stage is due, and a step that puts nothing out passes one on.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 from typing import Any
@@ -31,6 +32,7 @@ class Step:
         self.component = component
         self.count = count
         self._policy = policy
+        self._fallback = fallback
         self._recovery: Recovery | None = None
         if on_error.fallback or on_error.retry.attempts > 1:
             # What `apply` rejects waits here until it can be healed.
@@ -42,6 +44,16 @@ class Step:
     def heals(self) -> bool:
         """Whether a reject of this step may yet be a record that goes on."""
         return self._recovery is not None
+
+    def finish_fallback(self) -> None:
+        """At the end of input: what a fallback's stage finds only then is an error."""
+        for stage in self._fallback:
+            deque(stage.finish(), maxlen=0)
+
+    def commit_state(self) -> None:
+        """Everything is published: what the stages remember may be durable."""
+        for stage in self._fallback:
+            stage.commit()
 
     def _again(self, record: Batch) -> Outcome:
         """Another try of one record."""
@@ -140,6 +152,10 @@ class StageStep(Step):
     def due(self) -> float | None:
         """Seconds until a tick has something to do."""
         return self._timed.due() if self._timed else None
+
+    def commit_state(self) -> None:
+        self.component.commit()
+        super().commit_state()
 
     def _made(self, prepared: Prepared, before: Batch) -> Iterable[Batch]:
         healed = self._settle(prepared.rejects, before) if prepared.rejects else []

@@ -82,3 +82,17 @@ def test_a_record_lost_between_steps_is_found() -> None:
     with pytest.raises(LedgerError, match="read put out 7 records, sort took in 6") as caught:
         ledger.check()
     assert caught.value.where == "sort"
+
+
+def test_a_run_that_ends_before_its_time_balances_too() -> None:
+    ledger = two_steps()
+    ledger.open("write")
+    ledger.steps[0].received += 5  # not all of a batch was looked at
+    ledger.steps[0].sent += 2  # the next step never saw a batch
+    ledger.abandon()
+    ledger.check()
+    abandoned = [step.discarded["abandoned"] for step in ledger.steps]
+    assert abandoned == [3, 2, 4]
+    before = [step.as_dict() for step in ledger.steps]
+    ledger.abandon()
+    assert [step.as_dict() for step in ledger.steps] == before

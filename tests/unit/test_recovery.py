@@ -250,3 +250,23 @@ def test_a_fallback_step_that_rejects_in_apply(clock: Clock, tmp_path: Path) -> 
     _, pipeline = run(tmp_path, {2: 9}, OnError(fallback=later, then="skip"))
     step = pipeline.ledger.steps[1]
     assert (step.rejected.total(), dict(step.healed)) == (1, {})
+
+
+class Ending(Stage):
+    """Has something to say at the end, and something to keep."""
+
+    ended: ClassVar[list[str]] = []
+
+    def finish(self) -> list[Batch]:
+        self.ended.append("finish")
+        return []
+
+    def commit(self) -> None:
+        self.ended.append("commit")
+
+
+def test_the_steps_of_a_fallback_are_ended_too(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMPONENTS, "ending", Entry("stage", f"{__name__}:Ending", ""))
+    monkeypatch.setattr(Ending, "ended", [])
+    run(tmp_path, {2: 9}, OnError(fallback=Fallback(steps=(spec("ending"),))))
+    assert Ending.ended == ["finish", "commit"]

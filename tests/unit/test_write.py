@@ -50,6 +50,7 @@ class Run:
     def end(self, commit: bool = True) -> None:
         with self.resources:
             if commit:
+                self.sink.finish()
                 self.sink.commit()
 
 
@@ -203,6 +204,7 @@ def test_no_file_is_published_before_all_are_durable(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", fail_at_the_last)
     with pytest.raises(Exception, match="No space left"), run.resources:
+        run.sink.finish()
         run.sink.commit()
     assert tree(tmp_path) == {}
 
