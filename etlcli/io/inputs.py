@@ -161,7 +161,7 @@ def open_file(path: str) -> InputStream:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise InputMissingError(f"cannot open {path}: {error.strerror}", where=path) from error
+        raise InputMissingError(f"cannot open {masked(path)}: {error.strerror}", where=masked(path)) from error
     status = os.fstat(fd)
     if stat.S_ISDIR(status.st_mode):
         os.close(fd)
@@ -203,8 +203,8 @@ def check_input(path: str) -> None:
 
 
 def read_whole(path: str, limit: int) -> bytes:
-    """A small local file's content (recipes and schemas never come from elsewhere), at most `limit` bytes and one more, which tells that there is more. Raises
-    InputMissingError."""
+    """A small local file's content (recipes and schemas never come from elsewhere), at most `limit` bytes and one more, which
+    tells that there is more. Raises InputMissingError."""
     stream = open_file(path)
     try:
         blocks, size = [], 0

@@ -130,8 +130,9 @@ def check_url(url: str) -> None:
     if not good:
         # Its parts cannot be told apart, so no more of it is shown than what cannot be a secret.
         raise UsageError(
-            f"a URL of {url.partition(':')[0]} is malformed", hint="a URL is https://HOST[:PORT]/PATH; write %2F for / in a password"
-        )  # fmt: skip
+            f"a URL of {url.partition(':')[0]} is malformed",
+            hint="a URL is https://HOST[:PORT]/PATH; write %2F for / in a password",
+        )
 
 
 def open_url(url: str) -> RemoteStream:
