@@ -203,8 +203,8 @@ def check_input(path: str) -> None:
 
 
 def read_whole(path: str, limit: int) -> bytes:
-    """A small local file's content (recipes and schemas never come from elsewhere), at most `limit` bytes and one more, which
-    tells that there is more. Raises InputMissingError."""
+    """A small local file's content (recipes and schemas never come from elsewhere), at most `limit` bytes and one more,
+    which tells that there is more. Raises InputMissingError."""
     stream = open_file(path)
     try:
         blocks, size = [], 0
