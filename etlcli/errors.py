@@ -5,6 +5,7 @@
     ├── UsageError            2  the command line asks for something that cannot be
     ├── DataError            65  the input cannot be read as data at all
     ├── InputMissingError    66  an input is not there or may not be read
+    ├── ServiceUnreachableError  69  a server cannot be reached, or fails
     ├── CannotCreateError    73  an output cannot be created
     ├── InputOutputError     74  I/O: full disk, closed stdout, truncated upstream
     ├── TryLaterError        75  somebody else is at it
@@ -66,6 +67,10 @@ class DataError(EtlError):
 
 class InputMissingError(EtlError):
     exit_code = 66
+
+
+class ServiceUnreachableError(EtlError):
+    exit_code = 69
 
 
 class CannotCreateError(EtlError):

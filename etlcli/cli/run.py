@@ -15,6 +15,7 @@ from etlcli.core.params import parse_duration, parse_limit, parse_workers
 from etlcli.engine.overlap import Overlap, take_turn
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import RecipeError, TimedOut, TryLaterError, UsageError
+from etlcli.io.inputs import masked
 from etlcli.io.terminal import safe
 from etlcli.observe.logs import Log
 from etlcli.recipe.load import load_recipe
@@ -112,7 +113,11 @@ def safe_lines(lines: list[str]) -> str:
 def _options(spec: StepSpec) -> str:
     defaults = {option.name: option.default for option in type(spec.params).options}
     given = {name: value for name, value in spec.params.values().items() if value != defaults[name]}
-    return " ".join(f"{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in given.items())
+    return " ".join(f"{name}={_text(value)}" for name, value in given.items())
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(masked, value)) if isinstance(value, tuple) else masked(str(value))
 
 
 command = click.Command(

@@ -1,4 +1,4 @@
-"""`read`: files, globs and stdin, in any format, as records."""
+"""`read`: files, globs, URLs and stdin, in any format, as records."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from etlcli.formats import RawChunk, Reader, ReadOptions, format_of, module
 from etlcli.formats.ndjson import without_bom
 from etlcli.io.compression import is_compressed, method_of, opened
 from etlcli.io.extents import Extent, ExtentReader, extents_of, start_of
-from etlcli.io.inputs import STDIN, InputStream, Prefixed, check_input, expand, open_input, size_of
+from etlcli.io.inputs import STDIN, Input, InputStream, Prefixed, check_input, expand, open_input, size_of
 from etlcli.registry import FORMATS
 
 
 class Read(Source):
     """Inputs are read one after another, in the order given. Compression is recognised by content."""
 
-    help = """Read files, globs or stdin and write them as NDJSON, one record a line.
+    help = """Read files, globs, URLs or stdin and write them as NDJSON, one record a line.
 
 The format follows each file's suffix (.ndjson .jsonl .json .csv .tsv .yaml .yml, each also with .gz .bz2 .xz .zst) unless
 --format says otherwise; stdin and other suffixes are NDJSON. Compressed input is recognised by its content, on stdin too.
 
 NDJSON passes byte for byte; every line is checked to be one JSON object. CRLF becomes LF, blank lines are skipped and
 counted, a byte order mark at the start is dropped with a notice. Numbers keep their spelling from every format: 1.10 in a
-CSV is 1.10 in the JSON."""
+CSV is 1.10 in the JSON.
+
+http and https URLs are read as they come; where their path has no such suffix, the Content-Type says the format. A body
+that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are sent, and shown nowhere."""
     examples = (
         ("etl read flights.csv.gz", "CSV to NDJSON"),
         ("etl read 'flights*.ndjson' --on-error skip", "several files, bad lines skipped and counted"),
@@ -36,7 +39,7 @@ CSV is 1.10 in the JSON."""
     )
 
     class Params(params.Declared):
-        paths = params.paths("Files or globs; - is stdin, which is also the default.")
+        paths = params.paths("Files, globs or URLs; - is stdin, which is also the default.")
         format = params.choice(("auto", *FORMATS), "Input format; auto goes by the suffix.", default="auto")
         types = params.choice(
             ("infer", "string"),
@@ -53,7 +56,7 @@ CSV is 1.10 in the JSON."""
         # Missing files are found before anything is read or created.
         for path in self._paths:
             check_input(path)
-        self._stream: InputStream | None = None
+        self._stream: Input | None = None
         self._extents = ExtentReader()
         ctx.resources.callback(self._extents.close)
         self._line = 1
@@ -65,13 +68,9 @@ CSV is 1.10 in the JSON."""
             self._stream = stream = open_input(path)
             try:
                 yield from self._idle(stream)
-                format = format_of(path) if self.params.format == "auto" else self.params.format
-                start = start_of(stream) if format == "ndjson" and not method_of(path) else None
-                if start is None or is_compressed(start):
-                    yield from self._read(stream, format)
-                else:
-                    self._stream = None
-                    yield from extents_of(stream, path, start, without_bom(start, stream.path, self.ctx.log))
+                format = self._format_of(stream)
+                apart = self._apart(stream, path) if isinstance(stream, InputStream) and format == "ndjson" else None
+                yield from self._read(stream, format) if apart is None else apart
             finally:
                 self._stream = None
                 stream.close()
@@ -132,7 +131,18 @@ CSV is 1.10 in the JSON."""
             Batch.of_lines([]), [Reject(code, [{"message": message}], chunk[:-1], (span, 0), 0)], extra=place
         )
 
-    def _read(self, stream: InputStream, format: str) -> Iterator[RawChunk | Prepared]:
+    def _apart(self, stream: InputStream, path: str) -> Iterator[Extent] | None:
+        """The extents of a plain file; None for anything else."""
+        start = None if method_of(path) else start_of(stream)
+        if start is None or is_compressed(start):
+            return None
+        self._stream = None
+        return extents_of(stream, path, start, without_bom(start, stream.path, self.ctx.log))
+
+    def _format_of(self, stream: Input) -> str:
+        return format_of(stream.name, stream.media_type) if self.params.format == "auto" else self.params.format
+
+    def _read(self, stream: Input, format: str) -> Iterator[RawChunk | Prepared]:
         options = ReadOptions(format, stream.path, self.ctx.log, self.params.types, self.params.max_line)
         content = opened(stream)
         reader: Reader = module(options.name).Reader(content, options)
@@ -144,7 +154,7 @@ CSV is 1.10 in the JSON."""
             if isinstance(content, Prefixed) and not item.more:  # else there may be more than the stream knows of
                 yield from self._idle(stream)
 
-    def _idle(self, stream: InputStream) -> Iterator[Prepared]:
+    def _idle(self, stream: Input) -> Iterator[Prepared]:
         """An empty batch whenever a step is due, until there is something to read."""
         while (due := self.ctx.due()) is not None and not stream.wait(due):
             yield Prepared(Batch.of_lines([]))

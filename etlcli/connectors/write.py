@@ -17,7 +17,7 @@ from etlcli.errors import CannotCreateError, UsageError
 from etlcli.formats import WriteOptions, Writer, format_of, module
 from etlcli.io.compression import Compressed, method_of, opened
 from etlcli.io.files import AtomicFile, Output, open_output
-from etlcli.io.inputs import STDIN, open_input
+from etlcli.io.inputs import STDIN, located, open_file
 from etlcli.io.stdout import Stdout
 from etlcli.registry import FORMATS
 
@@ -68,7 +68,7 @@ below the template's own directory, whatever it holds."""
         super().__init__(params, ctx)
         self._files: dict[str, _File] = {}
         if params.path:
-            path = params.path if params.path == STDIN else os.path.join(ctx.base_dir, params.path)
+            path = located(params.path, ctx.base_dir)
             self._write: Callable[[Batch], list[Reject]] = self._open(path).write
         else:
             self._template = _Template(params.path_template, ctx.base_dir)
@@ -243,7 +243,7 @@ def _bounded(name: str) -> str:
 
 def _following(writer: type[Writer], path: str, options: WriteOptions) -> WriteOptions:
     """The options for writing on after what the file holds."""
-    stream = open_input(path)
+    stream = open_file(path)
     try:
         return writer.following(opened(stream), path, options)
     except ValueError as error:
@@ -254,7 +254,7 @@ def _following(writer: type[Writer], path: str, options: WriteOptions) -> WriteO
 
 def _last_byte(path: str) -> bytes:
     """Of the old content behind its compression, which is thereby known to be whole."""
-    stream = open_input(path)
+    stream = open_file(path)
     try:
         content, last = opened(stream), b""
         while block := content.read(1 << 20):

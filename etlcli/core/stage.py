@@ -71,6 +71,7 @@ class Context:
         forgives: bool = True,
         reads: tuple[Path, ...] = (),
         started: float = 0.0,
+        checking: bool = False,
         clock: Callable[[], float] = monotonic,
         due: Callable[[], float | None] = lambda: None,
     ) -> None:
@@ -90,6 +91,8 @@ class Context:
         """Fields the steps after a source want decoded (a source only)."""
         self.started = started
         """When the run began, in seconds since 1970: what `now()` is for all of its steps, in every process."""
+        self.checking = checking
+        """Whether there will be no run: what must be fetched from elsewhere is not."""
         self.clock = clock
         """Seconds, from no particular start and never back."""
         self.due = due

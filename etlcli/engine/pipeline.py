@@ -25,6 +25,7 @@ from etlcli.engine.head import Head, Worked
 from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep
 from etlcli.errors import FindingsError, LedgerError, UsageError
+from etlcli.io.inputs import is_url
 from etlcli.observe.logs import Log
 from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import find
@@ -50,6 +51,7 @@ class Pipeline:
         self._started = time.time()
         self._log = log
         self._findings = 0
+        self._checking = False
         self._quarantine: Quarantine | None = None
 
     def run(self) -> None:
@@ -139,7 +141,9 @@ class Pipeline:
         return batches
 
     def check(self) -> None:
-        """Everything up to the first record: components are built, inputs opened, schemas compiled. Nothing is written."""
+        """Everything up to the first record: components are built, inputs opened, schemas compiled. Nothing is written,
+        and no server is asked."""
+        self._checking = True
         self._check_written()
         with ExitStack() as resources:
             self._quarantines()
@@ -209,6 +213,7 @@ class Pipeline:
             forgives=policy.then != "fail" or spec.on_error.fallback is not None,
             base_dir=self.recipe.base_dir,
             started=self._started,
+            checking=self._checking,
             **rest,
         )
 
@@ -252,9 +257,11 @@ class Pipeline:
         for spec in self.recipe.specs:
             for option in spec.params.options:
                 value = getattr(spec.params, option.attribute)
-                if option.kind == "path" and value:
+                if option.kind == "path" and value and not is_url(value):
                     yield self._path(value)
                 for pattern in value if option.kind == "paths" else ():
+                    if is_url(pattern):
+                        continue
                     yield self._path(pattern)
                     yield from glob(self._path(pattern), recursive=True)
 

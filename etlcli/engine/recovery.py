@@ -1,6 +1,6 @@
 """What may heal a rejected record before the policy has the last word: another try, then a fallback.
 
-Both start from the record as it came. tenacity does the retrying, here and nowhere else.
+Both start from the record as it came. tenacity does the retrying of records, here and nowhere else.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from etlcli.errors import DataError, FindingsError, InputMissingError, RecipeErr
 from etlcli.formats import RawChunk, ReadOptions
 from etlcli.formats.ndjson import Reader
 from etlcli.io.files import AppendFile
-from etlcli.io.inputs import open_input
+from etlcli.io.inputs import open_file
 from etlcli.observe.logs import Log, now
 from etlcli.recipe.model import Recipe, StepSpec
 
@@ -56,7 +56,7 @@ class Envelope(NamedTuple):
 def waiting(path: str, log: Callable[..., None]) -> list[Envelope]:
     """The envelopes that are not marked as healed, in order. A line that a crash cut short is passed over with a warning.
     Raises InputMissingError, and DataError for a file that is no quarantine."""
-    stream = open_input(path)
+    stream = open_file(path)
     try:
         found: list[Envelope] = []
         healed: set[str] = set()

@@ -114,8 +114,19 @@ _FOREIGN = {".parquet", ".avro", ".orc", ".arrow", ".feather", ".xlsx", ".xls", 
             ".msgpack", ".zip", ".tar", ".tgz", ".7z", ".lz4", ".br"}  # fmt: skip
 
 
-def format_of(path: str) -> str:
-    """The format a file's suffix stands for, a compression suffix aside; NDJSON for any other. Raises UsageError for the
+_FORMAT_OF_MEDIA_TYPE = {
+    "application/json": "json",
+    "text/csv": "csv",
+    "text/tab-separated-values": "tsv",
+    "application/yaml": "yaml",
+    "application/x-yaml": "yaml",
+    "text/yaml": "yaml",
+}
+
+
+def format_of(path: str, media_type: str = "") -> str:
+    """The format a file's suffix stands for, a compression suffix aside; for any other suffix that of the media type, or
+    NDJSON. Raises UsageError for the
     suffix of a format that is not here."""
     suffix = os.path.splitext(without_suffix(path))[1].lower()
     if suffix in _FOREIGN:
@@ -123,4 +134,4 @@ def format_of(path: str) -> str:
             f"{path}: {suffix} is no format that etl knows",
             hint="NDJSON under such a name needs etl read or etl write with --format ndjson",
         )
-    return _FORMAT_OF_SUFFIX.get(suffix, "ndjson")
+    return _FORMAT_OF_SUFFIX.get(suffix) or _FORMAT_OF_MEDIA_TYPE.get(media_type, "ndjson")

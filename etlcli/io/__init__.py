@@ -1,6 +1,7 @@
 """Bytes in and out. Everything that opens, reads, writes, renames or deletes is here.
 
-    inputs.py       paths and stdin -> byte streams
+    inputs.py       paths, URLs and stdin -> byte streams
+    remote.py       http and https: opening with another try, bodies that must be whole
     compression.py  gzip, bz2, xz, zstd, by magic when reading and by suffix when writing
     files.py        atomic files: published by rename, or not at all
     stdout.py       standard output, and what may be wrong with it

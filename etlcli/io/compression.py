@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import IO, Any, Protocol, cast
 
 from etlcli.errors import DataError
-from etlcli.io.inputs import InputStream, Prefixed
+from etlcli.io.inputs import Input, Prefixed
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 1 << 18
@@ -107,7 +107,7 @@ class _Members:
                 return cast(bytes, data)
 
 
-def opened(stream: InputStream) -> Readable:
+def opened(stream: Input) -> Readable:
     """The stream's content, decompressed if it starts like a compressed file. Raises DataError for a name that promises
     compression where there is none, such as the empty file that a failed transfer leaves."""
     start = stream.read(1)
@@ -120,7 +120,7 @@ def opened(stream: InputStream) -> Readable:
     for magic, method in _MAGIC.items():
         if start.startswith(magic):
             return Decompressed(method, plain, stream.path)
-    promised = method_of(stream.path)
+    promised = method_of(stream.name)
     if promised:
         raise DataError(
             f"{stream.path} is not {promised} data", where=stream.path, hint="fetch the file again, or rename it"

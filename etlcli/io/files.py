@@ -14,6 +14,7 @@ import stat
 from contextlib import suppress
 
 from etlcli.errors import CannotCreateError, EtlError, InputOutputError, TryLaterError, UsageError
+from etlcli.io.inputs import is_url, masked
 
 _SUFFIX = ".etl-tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -277,7 +278,9 @@ def keep_apart(output: str | None, source: str) -> None:
 
 
 def open_output(path: str, *, exclusive: bool = False, append: bool = False) -> Output:
-    """An atomic file, or the special file that is already there."""
+    """An atomic file, or the special file that is already there. Raises UsageError for a URL."""
+    if is_url(path):
+        raise UsageError(f"cannot write to {masked(path)}", hint="write to a file, and send that")
     with suppress(OSError):
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):

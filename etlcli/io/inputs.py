@@ -1,13 +1,15 @@
-"""Paths and stdin as byte streams."""
+"""Paths, URLs and stdin as byte streams."""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from contextlib import suppress
 from fcntl import F_GETFL, fcntl
 from glob import glob, has_magic
 from select import POLLIN, poll
+from typing import Protocol
 
 from etlcli.errors import InputMissingError, InputOutputError, UsageError
 from etlcli.io.handshake import upstream_unfinished
@@ -16,6 +18,25 @@ STDIN = "-"
 PIPE_SIZE = 1 << 20
 _F_SETPIPE_SZ = 1031
 _LONGEST_WAIT = 3600.0
+SCHEMES = ("http", "https")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#]*@")
+_SECRET = re.compile(r"([?&][^=&#]*(?:token|secret|sig|key|passw|credential|auth)[^=&#]*=)[^&#]*", re.IGNORECASE)
+
+
+class Input(Protocol):
+    """What records are read from."""
+
+    path: str
+    """For origins and messages."""
+    name: str
+    """Whose suffix tells format and compression."""
+    media_type: str
+    """What the other side says it is, if it does."""
+
+    def read(self, size: int) -> bytes: ...
+    def wait(self, seconds: float) -> bool: ...
+    def close(self) -> None: ...
 
 
 class InputStream:
@@ -23,7 +44,8 @@ class InputStream:
     flow as they come, and whole blocks under load."""
 
     def __init__(self, fd: int, path: str) -> None:
-        self.path = path
+        self.path = self.name = path
+        self.media_type = ""
         self.fd = fd
         mode = os.fstat(fd).st_mode
         self._pipe = stat.S_ISFIFO(mode)
@@ -78,7 +100,7 @@ class InputStream:
 class Prefixed:
     """A stream whose first bytes were already read, to look at them."""
 
-    def __init__(self, prefix: bytes, stream: InputStream) -> None:
+    def __init__(self, prefix: bytes, stream: Input) -> None:
         self._prefix = prefix
         self._stream = stream
 
@@ -95,7 +117,41 @@ def grow_pipe(fd: int) -> None:
         fcntl(fd, _F_SETPIPE_SZ, PIPE_SIZE)
 
 
-def open_input(path: str) -> InputStream:
+def is_url(path: str) -> bool:
+    """A file whose name looks like one can be written with ./ before it."""
+    return _SCHEME.match(path) is not None
+
+
+def located(path: str, base_dir: str) -> str:
+    """The path as seen from here; stdin and URLs are the same from everywhere."""
+    return path if path == STDIN or is_url(path) else os.path.join(base_dir, path)
+
+
+def masked(path: str) -> str:
+    """A URL without its credentials, nor what a query's names tell to be one; any other path as it is."""
+    return _SECRET.sub(r"\1***", _CREDENTIALS.sub("***@", path)) if is_url(path) else path
+
+
+def open_input(path: str) -> Input:
+    """Raises what `open_file` does, and ServiceUnreachableError."""
+    if not is_url(path):
+        return open_file(path)
+    _check_scheme(path)
+    from etlcli.io.remote import open_url
+
+    return open_url(path)
+
+
+def _check_scheme(url: str) -> None:
+    scheme = url.partition(":")[0]
+    if scheme.lower() not in SCHEMES:
+        raise UsageError(
+            f"cannot open {masked(url)}: {scheme} is no scheme that etl knows",
+            hint=f"known: {', '.join(SCHEMES)}; of a local file give the path, anything else can be piped in",
+        )
+
+
+def open_file(path: str) -> InputStream:
     """Raises InputMissingError when the path is not there, may not be read, or is a directory, UsageError when it is what
     standard output appends to."""
     if path == STDIN:
@@ -105,7 +161,7 @@ def open_input(path: str) -> InputStream:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise InputMissingError(f"cannot open {path}: {error.strerror}", where=path) from error
+        raise InputMissingError(f"cannot open {masked(path)}: {error.strerror}", where=masked(path)) from error
     status = os.fstat(fd)
     if stat.S_ISDIR(status.st_mode):
         os.close(fd)
@@ -126,8 +182,15 @@ def _as_text(path: str) -> str:
 
 
 def check_input(path: str) -> None:
-    """Raises InputMissingError for what `open_input` would refuse, without opening it: a FIFO can be opened but once."""
+    """Raises InputMissingError for what `open_input` would refuse, without opening it: a FIFO can be opened but once. Of a
+    URL only the spelling is checked: servers are asked when it is read, and once."""
     if path == STDIN:
+        return
+    if is_url(path):
+        _check_scheme(path)
+        from etlcli.io.remote import check_url
+
+        check_url(path)
         return
     try:
         mode = os.stat(path).st_mode
@@ -148,9 +211,9 @@ def size_of(path: str) -> int:
 
 
 def read_whole(path: str, limit: int) -> bytes:
-    """A small file's content, at most `limit` bytes and one more, which tells that there is more. Raises
-    InputMissingError."""
-    stream = open_input(path)
+    """A small local file's content (recipes and schemas never come from elsewhere), at most `limit` bytes and one more,
+    which tells that there is more. Raises InputMissingError."""
+    stream = open_file(path)
     try:
         blocks, size = [], 0
         while size <= limit and (block := stream.read(limit + 1 - size)):
@@ -168,12 +231,13 @@ def _is_directory(path: str) -> InputMissingError:
 
 
 def expand(paths: tuple[str, ...], base_dir: str) -> list[str]:
-    """Paths with their globs expanded, each glob's matches in name order. A name that exists as it stands is no glob.
+    """Paths with their globs expanded, each glob's matches in name order. A name that exists as it stands is no glob, and
+    neither is a URL.
     Raises InputMissingError for a glob that matches nothing."""
     found: list[str] = []
     for path in paths:
-        full = path if path == STDIN else os.path.join(base_dir, path)
-        if path == STDIN or not has_magic(full) or os.path.lexists(full):
+        full = located(path, base_dir)
+        if path == STDIN or is_url(path) or not has_magic(full) or os.path.lexists(full):
             found.append(full)
             continue
         matches = sorted(match for match in glob(full, recursive=True) if not os.path.isdir(match))

@@ -29,7 +29,7 @@ from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import DataError, EtlError, UsageError, nearest
 from etlcli.formats import ReadOptions, format_of, records
 from etlcli.io.compression import opened
-from etlcli.io.inputs import STDIN, check_input, open_input
+from etlcli.io.inputs import STDIN, check_input, is_url, located, masked, open_input
 from etlcli.state.store import RecentStore, Store
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ reference's fields to add (by default all but the key fields), --fields airline=
 record has already is replaced; new ones go last. All other fields keep their bytes, and so does the whole of a record that
 nothing changes.
 
---from reads the table at the start: a file in any format of etl read, by its suffix, compressed or not, or a SQLite
+--from reads the table at the start: a file or URL in any format of etl read, compressed or not, or a SQLite
 database, which is opened for reading and asked for a batch's keys at a time. A key that is twice in the table is an error;
 an entry whose key is null is passed over. What is beyond --memory goes to a temporary file.
 
@@ -106,7 +106,7 @@ of --default."""
 
     class Params(params.Declared):
         on = params.fields("Key fields; FIELD=OTHER where the reference calls it OTHER.", required=True)
-        from_ = params.path("Reference table: a file in a format of etl read, or a SQLite database.")
+        from_ = params.path("Reference table: a file or URL in a format of etl read, or a SQLite database.")
         command = params.command("A command that answers keys, after --.")
         table = params.text("Table of the database, where it has several.", metavar="NAME")
         fields = params.fields("Fields to add; FIELD=OTHER to call OTHER of the reference FIELD. By default all.")
@@ -151,7 +151,7 @@ of --default."""
         if params.command:
             self._reference = self._asked = _Asked(params, ctx, pairs, fields)
         else:
-            self._reference = _opened_table(os.path.join(ctx.base_dir, params.from_), params.table, ctx, pairs, fields)
+            self._reference = _opened_table(located(params.from_, ctx.base_dir), params.table, ctx, pairs, fields)
             self._table = self._reference.table if isinstance(self._reference, _Loaded) else None
 
     def reads(self) -> tuple[Path, ...]:
@@ -277,10 +277,12 @@ def _members(record: Mapping[str, Any], fields: Mapping[str, str], keys: Iterabl
 
 def _opened_table(path: str, table: str | None, ctx: Context, pairs: list[Pair], fields: dict[str, str]) -> Reference:
     check_input(path)
+    if ctx.checking and is_url(path):
+        return _Unread(fields)
     if os.path.isfile(path) and _starts(path) == _SQLITE:
         return _InDatabase(path, table, ctx, pairs, fields)
     if table:
-        raise UsageError(f"--table: {path} is no SQLite database")
+        raise UsageError(f"--table: {masked(path)} is no SQLite database")
     return _Loaded(path, ctx, pairs, fields)
 
 
@@ -289,12 +291,23 @@ def _starts(path: str) -> bytes:
         return stream.read(len(_SQLITE))
 
 
+class _Unread:
+    """Stands for a table that a check does not fetch."""
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        self.names = list(fields.values())
+
+    def find(self, keys: Mapping[str, Sequence[Any]]) -> Answers:
+        return {}
+
+
 class _Loaded:
     """A file's records. While they are loaded each is held as its line's number and its members, to name both places of a
     key that is there twice."""
 
     def __init__(self, path: str, ctx: Context, pairs: list[Pair], fields: dict[str, str]) -> None:
-        self._path = path
+        self._source = path
+        self._path = masked(path)
         self._others = tuple(pair.other for pair in pairs)
         self._fields = fields
         self._seen: dict[str, None] = {}
@@ -302,7 +315,9 @@ class _Loaded:
         count = sum(map(self._add, self._batches(ctx)))
         for name in fields if count else ():
             if name not in self._seen:
-                raise UsageError(f"no record of {path} has the field {name!r}", hint=nearest(name, list(self._seen)))
+                raise UsageError(
+                    f"no record of {self._path} has the field {name!r}", hint=nearest(name, list(self._seen))
+                )
         self.names = list(fields.values()) or [name for name in self._seen if (name,) not in self._others]
         held = self._store.in_memory()
         self.table = None if held is None else {key: _after_number(text) for key, text in held.items()}
@@ -311,8 +326,8 @@ class _Loaded:
         return {key: _after_number(text) for key, text in self._store.get(keys).items()}
 
     def _batches(self, ctx: Context) -> Iterator[Batch]:
-        with closing(open_input(self._path)) as stream:
-            options = ReadOptions(format_of(self._path), stream.path, ctx.log)
+        with closing(open_input(self._source)) as stream:
+            options = ReadOptions(format_of(stream.name, stream.media_type), stream.path, ctx.log)
             for (batch, rejects, _), _ in records(opened(stream), options, projection(self._others)):
                 if rejects:
                     raise self._error(f"{rejects[0].code}: {rejects[0].message}", rejects[0].origin)

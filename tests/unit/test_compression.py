@@ -27,7 +27,7 @@ CONTENT = b"".join(b'{"n":%d}\n' % (number * 7919 % 10007) for number in range(2
 class Pipe:
     """Gives at most `size` bytes at a time, as a pipe does."""
 
-    path = "in"
+    path = name = "in"
 
     def __init__(self, data: bytes, size: int = 1 << 20) -> None:
         self._file = io.BytesIO(data)
