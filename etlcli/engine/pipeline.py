@@ -24,7 +24,7 @@ from etlcli.core.stage import PART, Context, Sink, Source, Stage
 from etlcli.engine.head import Head, Worked
 from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep
-from etlcli.errors import FindingsError, LedgerError, UsageError
+from etlcli.errors import FindingsError, LedgerError, TryLaterError, UsageError
 from etlcli.io.inputs import is_url
 from etlcli.observe.logs import Log
 from etlcli.recipe.model import Recipe, StepSpec
@@ -112,9 +112,15 @@ class Pipeline:
             return map(head.work, source.parts())
         from etlcli.engine.workers import Workers
 
-        self._log("debug", "workers", count=count)
-        workers = Workers(source, head, count, max(count, min(_AHEAD * count, self.recipe.queue // PART)), self._log)
+        try:
+            workers = Workers(source, head, count, min(_AHEAD * count, self.recipe.queue // PART), self._log)
+        except TryLaterError as error:
+            if self.recipe.workers:
+                raise
+            self._log("warning", "no_workers", reason=error.message)
+            return map(head.work, source.parts())
         resources.callback(workers.close)
+        self._log("debug", "workers", count=count)
         return workers.results(source.parts())
 
     def _workers(self, source: Source) -> int:

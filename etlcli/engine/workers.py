@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from etlcli.core.stage import Source
 from etlcli.engine.head import Head, Worked
-from etlcli.errors import EtlError
+from etlcli.errors import EtlError, TryLaterError
 from etlcli.io.inputs import grow_pipe
 
 _HEADER = Struct("<Q")
@@ -88,7 +88,14 @@ class Workers:
         self._workers.clear()
 
     def _add_worker(self) -> None:
-        worker = _Worker(self._head, self._workers.values())
+        """Fewer will do where the system has no room for another. Raises TryLaterError when there would be none."""
+        try:
+            worker = _Worker(self._head, self._workers.values())
+        except TryLaterError as error:
+            if not self._workers:
+                raise
+            self._log("warning", "worker_missing", reason=error.message)
+            return
         self._workers[worker.answers] = worker
         self._poll.register(worker.answers, POLLIN)
 
@@ -194,7 +201,14 @@ class _Worker:
         self._memory = mmap(-1, _AHEAD * _SLOT)
         # A pipe ends when its last writer is gone: so no child may keep what belongs to the coordinator.
         foreign = [self._given, self.answers, *(fd for other in others for fd in (other._given, other.answers))]
-        self._pid = os.fork()
+        try:
+            self._pid = os.fork()
+        except OSError as error:
+            for fd in (theirs, ours, self._given, self.answers):
+                os.close(fd)
+            raise TryLaterError(
+                f"cannot start a worker process: {error.strerror}", hint="--workers 1 does without them"
+            ) from error
         if not self._pid:
             _work(head, theirs, ours, self._memory, foreign)
         os.close(theirs)

@@ -39,6 +39,15 @@ if where == "filter":
 if where == "read":
     parse = read.parse
     read.parse = lambda chunk, *rest: deadly(lambda self, chunk: parse(chunk, *rest), lambda self, chunk: chunk)(None, chunk)
+if where.startswith("forks"):
+    fork, room = os.fork, iter(range(int(where[5:])))
+    def forked():
+        if next(room, None) is None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+    os.fork = forked
+    from etlcli.engine import pipeline
+    pipeline._WORTH = 1
 if where == "always":
     from etlcli.engine import workers
     workers._work = lambda *rest: os._exit(3)
@@ -98,6 +107,18 @@ def test_workers_that_cannot_live_end_the_run(records: Path) -> None:
     done = killing("always", "filter", "id >= 0", str(records), "--workers", "2")
     assert done.returncode == 70
     assert b"a worker process ended before it began (exit 3)" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_a_system_without_room_for_processes(records: Path) -> None:
+    arguments = ["filter", "id >= 0", str(records), "--workers"]
+    none = killing("forks0", *arguments, "2")
+    assert none.returncode == 75 and b"cannot start a worker process: Resource temporarily unavailable" in none.stderr
+    one = killing("forks1", *arguments, "3")
+    assert one.returncode == 0 and b"event=worker_missing" in one.stderr and one.stdout == records.read_bytes()
+    # Nobody has asked for workers.
+    auto = killing("forks0", *arguments, "auto")
+    assert auto.returncode == 0 and auto.stdout == records.read_bytes()
+    assert (b"event=no_workers" in auto.stderr) == (len(os.sched_getaffinity(0)) > 1)
 
 
 def children(process: subprocess.Popen[bytes]) -> list[int]:
