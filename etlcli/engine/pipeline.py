@@ -246,12 +246,17 @@ class Pipeline:
         return wanted
 
     def _check_written(self) -> None:
-        """A file that a stage writes would replace the output, or be replaced by it."""
-        options = [(spec, option) for spec in self.recipe.steps for option in spec.params.options if option.written]
+        """A file that a stage writes would replace the output, or be replaced by it; the output may replace what the
+        source reads, and nothing that a step does."""
+        options = [
+            (spec, option) for spec in self.recipe.steps for option in spec.params.options if option.kind == "path"
+        ]
         named = [(spec, option, path) for spec, option in options if (path := getattr(spec.params, option.attribute))]
         paths = list(map(os.path.realpath, self._paths())) if named else []
+        output = getattr(self.recipe.sink.params, "path", None)
         for spec, option, path in named:
-            if paths.count(os.path.realpath(self._path(path))) > 1:
+            own = os.path.realpath(self._path(path))
+            if (option.written and paths.count(own) > 1) or (output and own == os.path.realpath(self._path(output))):
                 raise UsageError(
                     f"{option.flag} {path} is also another file that the run reads or writes",
                     where=f"step {spec.id}",
