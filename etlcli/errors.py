@@ -11,6 +11,7 @@
     ├── TryLaterError        75  somebody else is at it
     ├── RecipeError          78  a bad recipe
     ├── SchemaError          78  a bad schema
+    ├── CheckpointError      78  a checkpoint that this run cannot go on from
     └── LedgerError          70  a step's records do not balance
     Interrupted                  a signal ended the run (a BaseException: nobody catches it in passing)
 
@@ -90,6 +91,10 @@ class RecipeError(EtlError):
 
 
 class SchemaError(EtlError):
+    exit_code = 78
+
+
+class CheckpointError(EtlError):
     exit_code = 78
 
 

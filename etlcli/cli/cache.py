@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etlcli.cli.component import examples_text
+from etlcli.core.files import Output
 from etlcli.core.params import parse_duration
 from etlcli.errors import FindingsError, InputMissingError, UsageError
-from etlcli.io.files import Output, keep_apart, open_output
+from etlcli.io.files import keep_apart, open_output
 from etlcli.io.inputs import STDIN
 from etlcli.io.stdout import Stdout
 from etlcli.io.terminal import safe, safe_json

@@ -162,10 +162,10 @@ def examples_text(examples: Sequence[tuple[str, str]]) -> str:
     return "\b\nExamples:\n" + "\n".join(lines)
 
 
-def run_recipe(recipe: Recipe, *, log_level: str | None, log_format: str, stats: bool) -> None:
-    """Runs it, says what the counts are if asked, and lets errors through."""
+def run_recipe(recipe: Recipe, *, log_level: str | None, log_format: str, stats: bool, **start: bool) -> None:
+    """Runs it, says what the counts are if asked, and lets errors through. `start` is as for `Pipeline`."""
     log = Log(log_level or recipe.log_level, log_format)
-    pipeline = Pipeline(recipe, log)
+    pipeline = Pipeline(recipe, log, **start)
     try:
         pipeline.run()
     finally:
@@ -177,7 +177,7 @@ def run_recipe(recipe: Recipe, *, log_level: str | None, log_format: str, stats:
 def print_stats(pipeline: Pipeline) -> None:
     import msgspec
 
-    counts = {"etl_stats": 1, "run": pipeline.run_id, "steps": [step.as_dict() for step in pipeline.ledger.steps]}
+    counts = {"etl_stats": 1, "run": pipeline.run_id, "steps": pipeline.ledger.as_list()}
     sys.stderr.write(msgspec.json.encode(counts).decode() + "\n")
     sys.stderr.flush()
 

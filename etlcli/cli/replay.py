@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from etlcli.cli.component import examples_text, log_options, print_stats, step
+from etlcli.core.files import Output
 from etlcli.engine.replay import Envelope, Replay, waiting
 from etlcli.errors import RecipeError, UsageError
-from etlcli.io.files import Output, keep_apart, open_output
+from etlcli.io.files import keep_apart, open_output
 from etlcli.io.inputs import STDIN
 from etlcli.io.stdout import Stdout
 from etlcli.observe.logs import Log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import click
 
 from etlcli.cli.component import examples_text, log_options, run_recipe
 from etlcli.core.params import parse_duration, parse_limit, parse_workers
-from etlcli.engine.overlap import Overlap, take_turn
+from etlcli.engine.overlap import Overlap, take_directory, take_turn
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import RecipeError, TimedOut, TryLaterError, UsageError
 from etlcli.io.inputs import masked
@@ -26,6 +27,10 @@ _HELP = """Run the pipeline that a recipe describes.
 A recipe names a source, steps and a sink; each uses one of the other commands, with that command's options as keys (--by is
 by, --max-line is max_line). Paths in it are relative to the recipe. The output is published when the whole run was
 good, and only then.
+
+With checkpoint.dir a run that is interrupted, killed or fails can be gone on with: the next `etl run` does so by itself,
+and publishes the same bytes as one that was never stopped. INT and TERM then take a last checkpoint first; a second one
+ends the run at once. See `etl checkpoint`.
 
 A cron job that may take longer than the time to the next one wants --on-overlap, and one that may hang --timeout.
 
@@ -41,23 +46,33 @@ EXAMPLES = (
 )
 
 
-def run(recipe: str, settings: tuple[str, ...], dry_run: bool, on_overlap: str | None, log_level: str, log_format: str,
-        stats: bool, **own: str | None) -> None:  # fmt: skip
+def run(recipe: str, settings: tuple[str, ...], dry_run: bool, fresh: bool, resume_only: bool, on_overlap: str | None,
+        log_level: str, log_format: str, stats: bool, **own: str | None) -> None:  # fmt: skip
     try:
         given: dict[str, Any] = {name: _RUNTIME[name](text) for name, text in own.items() if text is not None}
-        overlap = Overlap(on_overlap) if on_overlap else None
+        overlap = Overlap(on_overlap or "fail")
     except ValueError as error:
         raise UsageError(str(error), hint="see etl run --help") from None
     resolved = load_recipe(recipe, settings)._replace(**given)
+    if (fresh or resume_only) and (fresh == resume_only or resolved.checkpoint is None or resolved.limit):
+        raise UsageError(
+            "--fresh and --resume-only, one of them, are for a recipe with a checkpoint directory, and not for --limit",
+            hint="see etl run --help",
+        )
     try:
         if not dry_run:
-            with ExitStack() as resources, within(resolved.timeout, recipe):
-                if overlap and not take_turn(recipe, overlap, resources):
+            with ExitStack() as resources, within(resolved, recipe):
+                turn = not on_overlap or take_turn(recipe, overlap, resources)
+                if turn and resolved.checkpoint:
+                    directory = os.path.join(resolved.base_dir, resolved.checkpoint.dir)
+                    turn = take_directory(directory, recipe, overlap, resources)
+                if turn:
+                    start = {"fresh": fresh, "resume_only": resume_only}
+                    run_recipe(resolved, log_level=log_level, log_format=log_format, stats=stats, **start)
+                else:
                     Log("info", log_format)(
                         "info", "run_skipped", recipe=resolved.name, reason="another run is going on"
                     )
-                    return
-                run_recipe(resolved, log_level=log_level, log_format=log_format, stats=stats)
             return
         Pipeline(resolved, Log(log_level or resolved.log_level, log_format)).check()
     except UsageError as error:  # the line was fine, what the recipe asks of a component is not
@@ -66,8 +81,9 @@ def run(recipe: str, settings: tuple[str, ...], dry_run: bool, on_overlap: str |
 
 
 @contextmanager
-def within(seconds: float | None, recipe: str) -> Iterator[None]:
-    """Ends what is done in it when the time is over, as a signal would. Raises TryLaterError then."""
+def within(recipe: Recipe, path: str) -> Iterator[None]:
+    """Ends what is done in it when the recipe's time is over, as a signal would. Raises TryLaterError then."""
+    seconds = recipe.timeout
 
     def stop(signum: int, frame: object) -> None:
         raise TimedOut
@@ -82,8 +98,9 @@ def within(seconds: float | None, recipe: str) -> Iterator[None]:
     except TimedOut:
         raise TryLaterError(
             f"the run took longer than {seconds:g} s",
-            where=recipe,
-            hint="nothing was published; raise --timeout (runtime.timeout)",
+            where=path,
+            hint="nothing was published; "
+            + ("the next run goes on from there" if recipe.checkpoint else "raise --timeout (runtime.timeout)"),
         ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -95,6 +112,9 @@ def plan(recipe: Recipe) -> list[str]:
     for kind, spec in [("source", recipe.source), *(("step", step) for step in recipe.steps), ("sink", recipe.sink)]:
         lines.append(f"  {kind:6} {spec.id}: {spec.uses} {_options(spec)} {_on_error(spec)}")
     quarantine = f", quarantine {recipe.quarantine}" if recipe.quarantine else ""
+    if recipe.checkpoint:
+        incremental = ", only what is new" if recipe.incremental else ""
+        lines.append(f"  checkpoint {recipe.checkpoint.dir} every {recipe.checkpoint.every:g} s{incremental}")
     lines.append(f"  errors max={recipe.budget.text or 'unbounded'}{quarantine}")
     return lines
 
@@ -132,6 +152,8 @@ command = click.Command(
         click.Option(
             ["--workers"], metavar="N|auto", help="Processes that read and prepare records; auto is the default."
         ),
+        click.Option(["--fresh"], is_flag=True, help="Forget the checkpoints, and begin again from the start."),
+        click.Option(["--resume-only"], is_flag=True, help="Go on with an interrupted run, and begin no new one (66)."),
         click.Option(["--limit"], metavar="N", help="Stop after that many records were read, and publish them."),
         click.Option(["--timeout"], metavar="DUR", help="Longest the run may take; over it nothing is published (75)."),
         click.Option(

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from etlcli.connectors.progress import Place, Progress, Start
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject, Span, chunk_of, lines_of
 from etlcli.core.fields import projection
 from etlcli.core.intake import DEFAULT_MAX_LINE, parse, too_long
-from etlcli.core.stage import Context, Prepared, Source
+from etlcli.core.stage import Context, Prepared, Source, State
+from etlcli.errors import CheckpointError
 from etlcli.formats import RawChunk, Reader, ReadOptions, format_of, module
 from etlcli.formats.ndjson import without_bom
 from etlcli.io.compression import is_compressed, method_of, opened
 from etlcli.io.extents import Extent, ExtentReader, extents_of, start_of
-from etlcli.io.inputs import STDIN, Input, InputStream, Prefixed, check_input, expand, open_input, size_of
+from etlcli.io.inputs import STDIN, Input, InputStream, Limited, Prefixed, check_input, open_input, size_of
 from etlcli.registry import FORMATS
 
 
@@ -50,55 +52,76 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
             "Longest line or record that is read; longer ones are rejected.", default=DEFAULT_MAX_LINE
         )
 
-    def __init__(self, params: Any, ctx: Context) -> None:
-        super().__init__(params, ctx)
-        self._paths = expand(params.paths or (STDIN,), ctx.base_dir)
+    def __init__(self, params: Any, ctx: Context, state: State | None = None) -> None:
+        super().__init__(params, ctx, state)
+        self._progress = Progress(params.paths or (STDIN,), ctx.base_dir, state, ctx.log, keeps=ctx.files.keeps)
+        self._paths = self._progress.paths
         # Missing files are found before anything is read or created.
-        for path in self._paths:
-            check_input(path)
+        for number in self._progress.remaining:
+            check_input(self._paths[number])
         self._stream: Input | None = None
         self._extents = ExtentReader()
         ctx.resources.callback(self._extents.close)
+        self._input = -1
         self._line = 1
+        self._rests = True
 
-    def parts(self) -> Iterator[RawChunk | Extent | Prepared]:
+    def parts(self) -> Iterator[_Part | Prepared]:
         """Extents of plain NDJSON files, which lines are cut from where they are worked on. Any other input is one stream:
         it is decompressed and brought into lines here."""
-        for path in self._paths:
+        for number in self._progress.remaining:
+            path = self._paths[number]
             self._stream = stream = open_input(path)
             try:
                 yield from self._idle(stream)
+                start = self._progress.start(number, stream)
+                if start is None:
+                    continue
                 format = self._format_of(stream)
-                apart = self._apart(stream, path) if isinstance(stream, InputStream) and format == "ndjson" else None
-                yield from self._read(stream, format) if apart is None else apart
+                first = self._first_bytes(stream, path) if format == "ndjson" else None
+                if first is not None and isinstance(stream, InputStream):
+                    skipped = without_bom(first, stream.path, self.ctx.log)
+                    for extent in extents_of(stream, path, first, skipped, start.offset, start.limit):
+                        yield _Part(extent, Place(number, extent.end), start.line)
+                else:
+                    limited = stream if start.limit is None else Limited(stream, start.limit)
+                    yield from self._read(limited, format, number, start)
             finally:
                 self._stream = None
                 stream.close()
 
-    def prepare(self, part: RawChunk | Extent) -> Prepared:
+    def prepare(self, part: _Part) -> Prepared:
         project = projection(self.ctx.reads)
-        if isinstance(part, RawChunk):
-            batch, rejects, blank = parse(part.chunk, part.span, project, self.params.max_line, part.lines)
-            return Prepared(batch, rejects, _blank(blank))
-        found = self._extents.read(part, self.params.max_line)
+        if isinstance(part.what, RawChunk):
+            raw = part.what
+            batch, rejects, blank = parse(raw.chunk, raw.span, project, self.params.max_line, raw.lines)
+            return Prepared(batch, rejects, _blank(blank), _Read(part.place))
+        found = self._extents.read(part.what, self.params.max_line)
         lines = lines_of(found.chunk)
-        span = Span(part.name, 1, found.offset, lines)
+        span = Span(part.what.name, 1, found.offset, lines)
         batch, rejects, blank = parse(found.chunk, span, project, self.params.max_line, lines)
         if found.long:
             row = len(lines)
             rejects.append(too_long(found.long, found.long_size, (span, row), self.params.max_line, row))
-        return Prepared(
-            batch, rejects, _blank(blank), _Place(span, len(lines) + bool(found.long), part.start == part.first)
-        )
+        read = _Read(part.place, span, len(lines) + bool(found.long), part.line)
+        return Prepared(batch, rejects, _blank(blank), read)
 
     def apply(self, prepared: Prepared) -> None:
         """Only in order it is known how many lines there were before."""
-        if prepared.extra:
-            span, rows, begins = prepared.extra
-            if begins:
-                self._line = 1
-            span.line = self._line
-            self._line += rows
+        read: _Read | None = prepared.extra
+        if read is None:
+            return
+        if read.span:
+            if read.place and read.place.input != self._input:
+                self._input, self._line = read.place.input, read.line
+            read.span.line = self._line
+            self._line += read.rows
+        self._rests = read.place is not None
+        if read.place:
+            self._progress.passed(read.place, self._line)
+
+    def snapshot(self) -> State | None:
+        return self._progress.snapshot() if self._rests else None
 
     def size(self) -> int:
         return sum(map(size_of, self._paths))
@@ -106,52 +129,62 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
     def ready(self) -> bool:
         return self._stream is None or self._stream.wait(0)
 
-    def halves(self, part: RawChunk | Extent | Prepared) -> Sequence[Any]:
-        if isinstance(part, RawChunk):
-            lines = lines_of(part.chunk)
+    def halves(self, part: _Part | Prepared) -> Sequence[Any]:
+        if isinstance(part, Prepared):
+            return [part]
+        if isinstance(part.what, RawChunk):
+            lines = lines_of(part.what.chunk)
             half = len(lines) // 2
-            return [_stretch(part, lines, 0, half), _stretch(part, lines, half, len(lines))] if half else [part]
-        if isinstance(part, Extent) and part.end - part.start > 1:
-            found = self._extents.read(part, self.params.max_line)
+            first, second = _stretch(part.what, lines, 0, half), _stretch(part.what, lines, half, len(lines))
+            return [part._replace(what=first, place=None), part._replace(what=second)] if half else [part]
+        extent = part.what
+        if extent.end - extent.start > 1:
+            found = self._extents.read(extent, self.params.max_line)
             lines = lines_of(found.chunk)
             half = len(lines) // 2
             middle = found.offset + sum(len(line) + 1 for line in lines[:half])
-            return [part._replace(end=middle), part._replace(start=middle)] if half else [part]
+            if half:
+                place = part.place and part.place._replace(offset=middle)
+                return [part._replace(what=extent._replace(end=middle), place=place),
+                        part._replace(what=extent._replace(start=middle))]  # fmt: skip
         return [part]
 
-    def refused(self, part: RawChunk | Extent | Prepared, code: str, message: str) -> Prepared:
-        if isinstance(part, Extent):
-            found = self._extents.read(part, self.params.max_line)
-            span, chunk = Span(part.name, 1, found.offset, found.chunk), found.chunk
-            place = _Place(span, 1, part.start == part.first)
+    def refused(self, part: _Part, code: str, message: str) -> Prepared:
+        if isinstance(part.what, Extent):
+            found = self._extents.read(part.what, self.params.max_line)
+            span, chunk = Span(part.what.name, 1, found.offset, found.chunk), found.chunk
+            read = _Read(part.place, span, 1, part.line)
         else:
-            assert isinstance(part, RawChunk)
-            span, chunk, place = part.span, part.chunk, None
+            span, chunk, read = part.what.span, part.what.chunk, _Read(part.place)
         return Prepared(
-            Batch.of_lines([]), [Reject(code, [{"message": message}], chunk[:-1], (span, 0), 0)], extra=place
+            Batch.of_lines([]), [Reject(code, [{"message": message}], chunk[:-1], (span, 0), 0)], extra=read
         )
 
-    def _apart(self, stream: InputStream, path: str) -> Iterator[Extent] | None:
-        """The extents of a plain file; None for anything else."""
-        start = None if method_of(path) else start_of(stream)
-        if start is None or is_compressed(start):
-            return None
-        self._stream = None
-        return extents_of(stream, path, start, without_bom(start, stream.path, self.ctx.log))
+    def _first_bytes(self, stream: Input, path: str) -> bytes | None:
+        """Of a plain file, which can be read in extents; None for anything else."""
+        first = None if method_of(path) or not isinstance(stream, InputStream) else start_of(stream)
+        return None if first is None or is_compressed(first) else first
 
     def _format_of(self, stream: Input) -> str:
         return format_of(stream.name, stream.media_type) if self.params.format == "auto" else self.params.format
 
-    def _read(self, stream: Input, format: str) -> Iterator[RawChunk | Prepared]:
+    def _read(self, stream: Input, format: str, number: int, start: Start) -> Iterator[_Part | Prepared]:
         options = ReadOptions(format, stream.path, self.ctx.log, self.params.types, self.params.max_line)
         content = opened(stream)
         reader: Reader = module(options.name).Reader(content, options)
+        rows = _Rows(start, stream.path) if self.ctx.files.keeps else None
         for item in reader.chunks():
-            if isinstance(item, Reject):
-                yield Prepared(Batch.of_lines([]), [item])
+            new: RawChunk | Reject | None = item
+            place: Place | None = Place(number)
+            if rows:
+                new, place = rows.passed(item), Place(number, 0, rows.count, rows.digest)
+            if new is None:
                 continue
-            yield item
-            if isinstance(content, Prefixed) and not item.more:  # else there may be more than the stream knows of
+            if isinstance(new, Reject):
+                yield Prepared(Batch.of_lines([]), [new], None, _Read(place))
+                continue
+            yield _Part(new, place)
+            if isinstance(content, Prefixed) and not new.more:  # else there may be more than the stream knows of
                 yield from self._idle(stream)
 
     def _idle(self, stream: Input) -> Iterator[Prepared]:
@@ -160,12 +193,60 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
             yield Prepared(Batch.of_lines([]))
 
 
-class _Place(NamedTuple):
-    """Of the lines of an extent: where they came from, how many they are, and whether they are a file's first."""
+class _Part(NamedTuple):
+    """Lines to be read, and how far the input is read with them: None where that is between two parts."""
 
-    span: Span
-    rows: int
-    begins: bool
+    what: Extent | RawChunk
+    place: Place | None
+    line: int = 1
+    """Of an extent, in case that it is the input's first: the line it begins with."""
+
+
+class _Read(NamedTuple):
+    """What `apply` must know of a part: how far it went; of an extent, where its lines came from and how many they are."""
+
+    place: Place | None
+    span: Span | None = None
+    rows: int = 0
+    line: int = 1
+
+
+class _Rows:
+    """The rows of a stream that is read again: those that were read before are passed over, and must be the same."""
+
+    def __init__(self, start: Start, path: str) -> None:
+        from xxhash import xxh3_128
+
+        self.count = 0
+        self._digest = xxh3_128()
+        self._before = start.rows
+        self._expected = start.digest
+        self._path = path
+
+    @property
+    def digest(self) -> str:
+        return str(self._digest.hexdigest())
+
+    def passed(self, item: RawChunk | Reject) -> RawChunk | Reject | None:
+        """What is new of the next rows."""
+        lines = [item.raw] if isinstance(item, Reject) else item.lines or lines_of(item.chunk)
+        left, count = max(0, self._before - self.count), len(lines)
+        self.count += count
+        if not left:
+            self._digest.update(item.raw + b"\n" if isinstance(item, Reject) else item.chunk)
+            return item
+        self._digest.update(chunk_of(lines[:left]))
+        if left <= count and self.digest != self._expected:
+            raise CheckpointError(
+                f"{self._path} does not begin as it did: its first {self._before} records are others",
+                where=self._path,
+                hint="--fresh (etl checkpoint reset) begins again from the start",
+            )
+        if left >= count:
+            return None
+        self._digest.update(chunk_of(lines[left:]))
+        assert isinstance(item, RawChunk)
+        return _stretch(item, lines, left, count)
 
 
 def _stretch(part: RawChunk, lines: list[bytes], start: int, end: int) -> RawChunk:

@@ -12,11 +12,12 @@ from etlcli.core import params
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.edit import encode
 from etlcli.core.fields import MISSING, parse_path
-from etlcli.core.stage import Context, Sink
+from etlcli.core.files import Output, Run, Spill
+from etlcli.core.stage import Context, Sink, State
 from etlcli.errors import CannotCreateError, UsageError
 from etlcli.formats import WriteOptions, Writer, format_of, module
 from etlcli.io.compression import Compressed, method_of, opened
-from etlcli.io.files import AtomicFile, Output, open_output
+from etlcli.io.files import AtomicFile
 from etlcli.io.inputs import STDIN, located, open_file
 from etlcli.io.stdout import Stdout
 from etlcli.registry import FORMATS
@@ -25,6 +26,7 @@ _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _UNSAFE_BYTES = re.compile(rb"[^A-Za-z0-9_.\-]")
 _NAME_LIMIT = 240
 _BUFFER = 16 << 10
+_BLOCK = 1 << 20
 
 
 class Write(Sink):
@@ -64,9 +66,10 @@ below the template's own directory, whatever it holds."""
             if self.path_template:
                 _Template(self.path_template, "")
 
-    def __init__(self, params: Any, ctx: Context) -> None:
-        super().__init__(params, ctx)
+    def __init__(self, params: Any, ctx: Context, state: State | None = None) -> None:
+        super().__init__(params, ctx, state)
         self._files: dict[str, _File] = {}
+        self._begun: dict[str, State] = state["files"] if state else {}
         if params.path:
             path = located(params.path, ctx.base_dir)
             self._write: Callable[[Batch], list[Reject]] = self._open(path).write
@@ -74,9 +77,14 @@ below the template's own directory, whatever it holds."""
             self._template = _Template(params.path_template, ctx.base_dir)
             _allow_open_files(params.max_files)
             self._write = self._write_partitions
+            for path in self._begun:
+                self._open(path)
 
     def write(self, batch: Batch) -> list[Reject]:
         return self._write(batch)
+
+    def snapshot(self) -> State:
+        return {"files": {path: file.snapshot() for path, file in self._files.items()}}
 
     def finish(self) -> None:
         """All files are complete and durable before the first is published."""
@@ -90,9 +98,10 @@ below the template's own directory, whatever it holds."""
 
     def _open(self, path: str) -> _File:
         exclusive, append = self.params.mode == "create", self.params.mode == "append"
-        output = Stdout() if path == STDIN else open_output(path, exclusive=exclusive, append=append)
-        self.ctx.resources.callback(output.abort)
-        self._files[path] = _File(output, path, self.params)
+        output = Stdout() if path == STDIN else self.ctx.files.output(path, exclusive=exclusive, append=append)
+        # Half of a compressed stream is nothing that another process could go on with.
+        plain = self.ctx.files.spill(name=path) if self.ctx.files.keeps and method_of(path) else None
+        self._files[path] = _File(output, path, self.params, plain, self._begun.get(path))
         return self._files[path]
 
     def _write_partitions(self, batch: Batch) -> list[Reject]:
@@ -127,24 +136,31 @@ below the template's own directory, whatever it holds."""
 
 
 class _File:
-    """One output: format over compression over an atomic file."""
+    """One output: format over compression over an atomic file. Where there is a `plain` file, the content lies there until
+    it is complete, and is compressed then."""
 
-    def __init__(self, output: Output, path: str, params: Any) -> None:
+    def __init__(
+        self, output: Output, path: str, params: Any, plain: Spill | None = None, state: State | None = None
+    ) -> None:
+        """`state` is what `snapshot` gave."""
         self.output = output
         name = format_of(path) if params.format == "auto" else params.format
         writer: type[Writer] = module(name).Writer
         options = WriteOptions(name, params.columns)
         method = method_of(path)
         last_byte = b""
-        if isinstance(output, AtomicFile) and output.last_byte:
+        if state is None and isinstance(output, AtomicFile) and output.last_byte:
             options = _following(writer, path, options)
             last_byte = _last_byte(path) if method else output.last_byte
         self._compressed = Compressed(method, output.write) if method else None
-        self._buffer = _Buffered(self._compressed.write if self._compressed else output.write)
+        self._plain = plain
+        self._size = state["plain"] if state else 0
+        write = self._compressed.write if self._compressed else output.write
+        self._buffer = _Buffered(self._write_plain if plain else write)
         if last_byte not in (b"", b"\n"):
             self._buffer.write(b"\n")
         self._direct = isinstance(output, Stdout)
-        self._writer = writer(self._buffer.write, options)
+        self._writer = writer(self._buffer.write, options, state and state["writer"])
 
     def write(self, batch: Batch) -> list[Reject]:
         rejects = self._writer.write(batch)
@@ -152,12 +168,22 @@ class _File:
             self._buffer.flush()
         return rejects
 
+    def snapshot(self) -> State:
+        self._buffer.flush()
+        return {"plain": self._size, "writer": self._writer.snapshot()}
+
     def finish(self) -> None:
         self._writer.close()
         self._buffer.flush()
         if self._compressed:
+            for block in self._plain.read_run(Run(0, self._size), _BLOCK) if self._plain else ():
+                self._compressed.write(block)
             self._compressed.close()
         self.output.flush()
+
+    def _write_plain(self, block: bytes) -> None:
+        assert self._plain
+        self._size += self._plain.write_run([block]).size
 
 
 class _Buffered:

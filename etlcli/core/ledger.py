@@ -62,6 +62,12 @@ class StepCount:
             "retries": self.retries,
         }
 
+    def restore(self, counts: dict[str, Any]) -> None:
+        """The counts of an `as_dict`."""
+        self.received, self.made, self.sent, self.retries = (counts[name] for name in ("in", "made", "out", "retries"))
+        for name in ("discarded", "rejected", "absorbed", "healed"):
+            setattr(self, name, Counter(counts[name]))
+
 
 class Ledger:
     def __init__(self) -> None:
@@ -71,6 +77,14 @@ class Ledger:
         """The counts of the next step, in pipeline order."""
         self.steps.append(StepCount(step))
         return self.steps[-1]
+
+    def as_list(self) -> list[dict[str, Any]]:
+        return [step.as_dict() for step in self.steps]
+
+    def restore(self, counts: list[dict[str, Any]]) -> None:
+        """The counts of an `as_list`, of the same steps."""
+        for step, each in zip(self.steps, counts, strict=True):
+            step.restore(each)
 
     @property
     def received(self) -> int:

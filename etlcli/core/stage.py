@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkab
 
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
+from etlcli.core.files import Files
 from etlcli.core.ledger import StepCount
 from etlcli.core.params import Declared
 
@@ -51,10 +52,11 @@ class Prepared(NamedTuple):
 class Context:
     """What the engine gives a step: its counts, its resources and its share of memory.
 
-    `resources` closes what the step opened, in reverse order, however the run ends. `log(level, event, **fields)`
-    writes one line. `reject` puts records through the step's policy; use it in `apply` and `finish` (`prepare`, sources and
-    sinks return their rejects). `retry(call)` makes a call that waits for somebody else, as often as the step's policy has
-    it while the answer has a `code` that another try may heal; it returns the last answer and how many tries it took.
+    `resources` closes what the step opened, in reverse order, however the run ends; `files` are what it may write.
+    `log(level, event, **fields)` writes one line. `reject` puts records through the step's policy; use it in `apply` and
+    `finish` (`prepare`, sources and sinks return their rejects). `retry(call)` makes a call that waits for somebody else,
+    as often as the step's policy has it while the answer has a `code` that another try may heal; it returns the last
+    answer and how many tries it took.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Context:
         count: StepCount,
         *,
         resources: ExitStack,
+        files: Files,
         log: Callable[..., None],
         reject: Callable[[Sequence[Reject]], None],
         memory: int = DEFAULT_MEMORY,
@@ -78,6 +81,7 @@ class Context:
         self.count = count
         self.step = count.step
         self.resources = resources
+        self.files = files
         self.log = log
         self.reject = reject
         self.memory = memory
@@ -119,9 +123,15 @@ class Component:
     examples: ClassVar[tuple[tuple[str, str], ...]] = ()
     """(command line, what it does): shown in the help and the man page, and run by the tests."""
 
-    def __init__(self, params: Any, ctx: Context) -> None:
+    def __init__(self, params: Any, ctx: Context, state: State | None = None) -> None:
+        """`state` is what `snapshot` returned, in a run that goes on from a checkpoint."""
         self.params = params
         self.ctx = ctx
+
+    def snapshot(self) -> State | None:
+        """What another process needs to go on from here, as JSON can say it; None where that is nothing. It should be
+        small: the rest goes to a spill file. Called between two parts of the input, and at the end of it."""
+        return None
 
 
 class Source(Component):
@@ -138,7 +148,8 @@ class Source(Component):
         raise NotImplementedError
 
     def apply(self, prepared: Prepared) -> None:
-        """Called for every part, in order, before anything is done with it."""
+        """Called for every part, in order, before anything is done with it. `snapshot` tells how to go on behind the last
+        of them; None where no other process can begin there."""
 
     def size(self) -> int:
         """How many bytes there are to read that several processes can read apart; 0 where that is not known."""
@@ -171,10 +182,6 @@ class Stage(Component):
     reports: bool = False
     """Whether this stage, as configured, only reports: its rejects are findings to show, whatever `on_error` says."""
 
-    def __init__(self, params: Any, ctx: Context, state: State | None = None) -> None:
-        """`state` is what `snapshot` returned, in a run that was resumed."""
-        super().__init__(params, ctx)
-
     def reads(self) -> tuple[Path, ...]:
         """The fields `prepare` asks the batch for, so that steps can share one decode."""
         return ()
@@ -190,11 +197,8 @@ class Stage(Component):
         return ()
 
     def commit(self) -> None:
-        """The sink has published everything: make state that belongs to it durable. Not called in a run that fails."""
-
-    def snapshot(self) -> State | None:
-        """Small state, as JSON can say it; None for a stage that has none."""
-        return None
+        """The sink has published everything: make state that belongs to it durable. Not called in a run that fails. In one
+        that died in between, another process calls it with what `snapshot` returned after `finish`."""
 
 
 @runtime_checkable
@@ -212,7 +216,7 @@ class Sink(Component):
     """Ends a pipeline. Nothing it wrote is visible under its final name before `commit`, which comes after `finish`."""
 
     def write(self, batch: Batch) -> Sequence[Reject]:
-        """Takes the records it can, and returns the others."""
+        """Takes the records it can, and returns the others. At a `snapshot` they must have reached the sink's files."""
         raise NotImplementedError
 
     def finish(self) -> None:

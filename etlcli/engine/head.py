@@ -7,7 +7,8 @@ rejects, and the `apply` of the step that holds state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -90,10 +91,15 @@ class Head:
 
     # -- in the coordinator -------------------------------------------------------------------------------------------
 
-    def batches(self, results: Iterable[Worked]) -> Iterator[Batch]:
-        """What the head puts out, from what came of the parts, in order."""
+    def batches(
+        self, results: Iterable[Worked], at_work: Callable[[], AbstractContextManager[None]], rest: Callable[[], None]
+    ) -> Iterator[Batch]:
+        """What the head puts out, from what came of the parts, in order. Each part is settled `at_work`; then, when what
+        came of it has gone all the way, `rest` is called."""
         for worked in results:
-            yield from self._settled(worked)
+            with at_work():
+                yield from self._settled(worked)
+            rest()
         for at, step in enumerate(self._steps):
             batches: Iterable[Batch] = step.finished()
             for behind in self._steps[at + 1 :]:

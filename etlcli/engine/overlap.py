@@ -1,8 +1,9 @@
 """One run of a recipe at a time, for cron jobs that may take longer than the time between them.
 
 A run holds a lock (flock) on a file that is named after the recipe's path, so that a recipe which is edited meanwhile is
-still the same. The kernel drops the lock when the process ends, however it ends. Runs of other users, and on other
-machines, are not noticed.
+still the same. One with checkpoints always holds another in the checkpoint directory, so that wherever its recipe lies and
+whoever runs it, the directory is its own. The kernel drops the lock when the process ends, however it ends. Beside
+that directory, runs of other users, and on other machines, are not noticed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from etlcli.errors import CannotCreateError, TryLaterError
 from etlcli.io.private import private_directory
 
 _PAUSE = 0.1
+LOCK = "lock"
 
 
 class Overlap:
@@ -35,7 +37,22 @@ class Overlap:
 def take_turn(path: str, overlap: Overlap, resources: ExitStack) -> bool:
     """Waits for, and holds until `resources` close, the turn of the recipe in `path`. False when another run has it and
     this one is to be skipped. Raises TryLaterError when it is to fail, or has waited long enough."""
-    fd = _open(os.path.realpath(path))
+    return _locked(_open(os.path.realpath(path)), path, overlap, resources)
+
+
+def take_directory(directory: str, path: str, overlap: Overlap, resources: ExitStack) -> bool:
+    """The same for the recipe's checkpoint directory, which is made if it is not there."""
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        fd = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotCreateError(
+            f"cannot use the checkpoint directory {directory}: {error.strerror}", where=directory
+        ) from error
+    return _locked(fd, path, overlap, resources)
+
+
+def _locked(fd: int, path: str, overlap: Overlap, resources: ExitStack) -> bool:
     resources.callback(os.close, fd)
     deadline = time.monotonic() + overlap.patience
     while True:

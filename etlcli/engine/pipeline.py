@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from glob import glob
 from typing import TYPE_CHECKING, Any
@@ -20,23 +20,28 @@ from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Policy
-from etlcli.core.stage import PART, Context, Sink, Source, Stage
+from etlcli.core.stage import PART, Context, Sink, Source, Stage, State
+from etlcli.engine.drain import Drain
 from etlcli.engine.head import Head, Worked
 from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep
-from etlcli.errors import FindingsError, LedgerError, TryLaterError, UsageError
+from etlcli.errors import FindingsError, Interrupted, LedgerError, TimedOut, TryLaterError, UsageError
 from etlcli.io.inputs import is_url
-from etlcli.observe.logs import Log
+from etlcli.io.stepfiles import StepFiles
+from etlcli.observe.logs import Log, now
 from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import find
 
 if TYPE_CHECKING:
+    from etlcli.engine.checkpoint import Keeper
+    from etlcli.engine.manifest import Manifest
     from etlcli.engine.quarantine import Quarantine
 
 
 _WORTH = 16 << 20
 """Bytes of input for which another process pays."""
 _AHEAD = 4
+PUBLISHING, RUNNING = "publishing", "running"
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
@@ -44,8 +49,13 @@ class Pipeline:
     """One run of a recipe. A run that is not good raises before the sink publishes anything (what went to standard output
     is out); `ledger` has the counts either way."""
 
-    def __init__(self, recipe: Recipe, log: Log) -> None:
+    def __init__(self, recipe: Recipe, log: Log, *, fresh: bool = False, resume_only: bool = False) -> None:
+        """Of a recipe with a checkpoint directory: `fresh` forgets what is there, `resume_only` begins no new run."""
         self.recipe = recipe
+        self._fresh = fresh
+        self._resume_only = resume_only
+        self._keeper: Keeper | None = None
+        self._drain = Drain()
         self.ledger = Ledger()
         self.run_id = os.urandom(8).hex()
         self._started = time.time()
@@ -67,20 +77,19 @@ class Pipeline:
     def _run(self) -> None:
         self._check_written()
         with ExitStack() as resources:
+            before = self._resume(resources)
             if self._quarantines():
                 from etlcli.engine.quarantine import Quarantine
 
-                self._quarantine = resources.enter_context(Quarantine(self.recipe, self.run_id))
+                position = before.quarantine if before else None
+                self._quarantine = resources.enter_context(Quarantine(self.recipe, self.run_id, position))
+            if before and before.status == PUBLISHING:
+                self._publish_rest(resources)
+                return
             source, stages, sink = self._build(resources)
-            length = self._head_length(stages)
-            behind = stages[length:] if not length or _passes_on(stages[length - 1]) else ()
-            head = Head(source, stages[:length], _shared_reads(behind))
-            batches = head.batches(self._worked(source.component, head, resources))
-            for stage in stages[length:]:
-                batches = stage.through(self._entering(stage.count, batches))
-            for batch in self._entering(sink.count, batches):
-                if batch.count:
-                    sink.write(batch)
+            if before:
+                self.ledger.restore(before.counts)
+            self._flow(source, stages, sink, resources)
             for step in (source, *stages, sink):
                 step.finish_fallback()
             self.recipe.budget.check(self.ledger, finished=True)
@@ -89,19 +98,122 @@ class Pipeline:
                 raise FindingsError(f"records with findings: {self._findings} of {self.ledger.received}")
             sink.component.finish()
             with _undisturbed():
+                if self._keeper:
+                    self._take_checkpoint(source, [step for step in stages if step.commits], sink, status=PUBLISHING)
                 sink.component.commit()
                 # Only now: what a stage remembers of records that were never published would lose them in the next run.
                 for step in () if _reporting(stages) else (source, *stages, sink):
                     step.commit_state()
-            self._log(
-                "info",
-                "run_finished",
-                recipe=self.recipe.name,
-                read=self.ledger.received,
-                written=sink.count.sent,
-                rejected=self.ledger.rejected(),
-                discarded=self.ledger.discarded(),
-            )
+                if self._keeper:
+                    self._keeper.finished(**self._content(source))
+            self._say_finished(sink.count.sent)
+
+    def _flow(self, source: SourceStep, stages: Sequence[StageStep], sink: SinkStep, resources: ExitStack) -> None:
+        """All records, from the source to the sink."""
+        length = self._head_length(stages)
+        behind = stages[length:] if not length or _passes_on(stages[length - 1]) else ()
+        head = Head(source, stages[:length], _shared_reads(behind))
+        worked = self._worked(source.component, head, resources)
+        if self._keeper:
+            resources.enter_context(self._drain.installed())
+            rest = partial(self._rest, source, stages, sink)
+            batches = head.batches(self._drawn(worked, rest), self._drain.deferred, rest)
+        else:
+            batches = head.batches(worked, nullcontext, _no_rest)
+        for stage in stages[length:]:
+            batches = stage.through(self._entering(stage.count, batches))
+        for batch in self._entering(sink.count, batches):
+            if batch.count:
+                sink.write(batch)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _resume(self, resources: ExitStack) -> Manifest | None:
+        """The checkpoint to go on from, if there is one."""
+        # The first records of an input are a look at it, and nothing to go on from.
+        if not self.recipe.checkpoint or self.recipe.limit:
+            return None
+        from etlcli.engine.checkpoint import Keeper
+
+        self._keeper = Keeper(self.recipe, resources, self._log, fresh=self._fresh, resume_only=self._resume_only)
+        before = self._keeper.before
+        if before:
+            self.run_id, self._started, self._findings = before.run, before.started, before.findings
+        return before
+
+    def _drawn(self, results: Iterator[Worked], rest: Callable[[], None]) -> Iterator[Worked]:
+        """A signal that comes while the run waits for input finds it at a barrier."""
+        try:
+            yield from results
+        except (Interrupted, TimedOut):
+            rest()
+            raise
+
+    def _rest(self, source: SourceStep, stages: Sequence[StageStep], sink: SinkStep) -> None:
+        """Everything that was read is in the sink."""
+        assert self._keeper
+        if self._drain.asked or self._keeper.due():
+            self._take_checkpoint(source, stages, sink)
+            self._drain.deliver()
+
+    def _take_checkpoint(
+        self, source: SourceStep, stages: Sequence[StageStep], sink: SinkStep, status: str = RUNNING
+    ) -> None:
+        """In this order: the sink and the stages bring what they hold into their files; those, and the quarantine, become
+        durable; the manifest makes it count."""
+        assert self._keeper
+        content = self._content(source)
+        if content["source"] is None and status == RUNNING:
+            return
+        content["sink"] = sink.component.snapshot()
+        content["steps"] = {step.count.step: step.component.snapshot() for step in stages}
+        self._keeper.take(status, **content)
+        self._log("debug", "checkpoint", status=status, read=self.ledger.received)
+
+    def _content(self, source: SourceStep) -> dict[str, Any]:
+        """What a manifest holds beside the states and files of a run."""
+        return {
+            "run": self.run_id,
+            "started": self._started,
+            "at": now(),
+            "source": source.component.snapshot(),
+            "steps": {},
+            "sink": None,
+            "quarantine": self._quarantine.position() if self._quarantine else None,
+            "counts": self.ledger.as_list(),
+            "findings": self._findings,
+        }
+
+    def _publish_rest(self, resources: ExitStack) -> None:
+        """What a run still had to do that died when everything was complete."""
+        assert self._keeper and self._keeper.before
+        self.ledger.open(self.recipe.source.id)
+        stages = self._stages(resources)
+        sink_count = self.ledger.open(self.recipe.sink.id)
+        self.ledger.restore(self._keeper.before.counts)
+        before = self._keeper.before
+        with _undisturbed():
+            self._keeper.publish()
+            for stage in stages:
+                stage.commit_state()
+            self._keeper.finished(
+                run=self.run_id, started=self._started, at=now(), source=before.source, steps={}, sink=None,
+                quarantine=before.quarantine, counts=before.counts, findings=before.findings,
+            )  # fmt: skip
+        self._say_finished(sink_count.sent)
+
+    def _say_finished(self, written: int) -> None:
+        self._log(
+            "info",
+            "run_finished",
+            recipe=self.recipe.name,
+            read=self.ledger.received,
+            written=written,
+            rejected=self.ledger.rejected(),
+            discarded=self.ledger.discarded(),
+        )
+
+    # -- work ---------------------------------------------------------------------------------------------------------
 
     def _worked(self, source: Source, head: Head, resources: ExitStack) -> Iterator[Worked]:
         """What came of each part of the input: here or, where several processes are wanted, there."""
@@ -164,7 +276,11 @@ class Pipeline:
         source = self._source(source_count, stages, resources)
         count, policy = self.ledger.open(recipe.sink.id), self._policy(recipe.sink.on_error.then)
         context = self._context(recipe.sink, count, policy, resources)
-        sink: Sink = Nowhere({}, context) if _reporting(stages) else self._component("sink", recipe.sink, context)
+        sink: Sink = (
+            Nowhere({}, context)
+            if _reporting(stages)
+            else self._component("sink", recipe.sink, context, self._state("sink"))
+        )
         return source, stages, SinkStep(sink, recipe.sink.on_error, count, policy, self._fallback(recipe.sink, context))
 
     def _source(self, count: StepCount, stages: Sequence[StageStep], resources: ExitStack) -> SourceStep:
@@ -173,7 +289,7 @@ class Pipeline:
         policy = self._policy("report" if spec.on_error.then == "fail" and _reporting(stages) else spec.on_error.then)
         reads, due = _shared_reads(stages), partial(_soonest, stages)
         context = self._context(spec, count, policy, resources, reads=reads, due=due)
-        source: Source = self._component("source", spec, context)
+        source: Source = self._component("source", spec, context, self._state("source"))
         return SourceStep(source, spec.on_error, count, policy, self._fallback(spec, context))
 
     def _stages(self, resources: ExitStack) -> list[StageStep]:
@@ -184,7 +300,7 @@ class Pipeline:
         for spec in self.recipe.steps:
             count, policy = self.ledger.open(spec.id), self._policy(spec.on_error.then)
             context = self._context(spec, count, policy, resources, memory=memory)
-            stage: Stage = self._component("stage", spec, context)
+            stage: Stage = self._component("stage", spec, context, self._state("stage", spec.id))
             policy = self._policy("report") if stage.reports else policy
             steps.append(StageStep(stage, spec.on_error, count, policy, self._fallback(spec, context)))
         return steps
@@ -201,9 +317,13 @@ class Pipeline:
                 )
         return stages
 
-    def _component(self, kind: str, spec: StepSpec, ctx: Context) -> Any:
+    def _state(self, kind: str, step: str = "") -> State | None:
+        """What a component goes on from."""
+        return self._keeper.state(kind, step) if self._keeper else None
+
+    def _component(self, kind: str, spec: StepSpec, ctx: Context, state: State | None = None) -> Any:
         try:
-            return find(kind, spec.uses)(spec.params, ctx)
+            return find(kind, spec.uses)(spec.params, ctx, state)
         except UsageError as error:
             error.where = f"step {spec.id}"
             raise
@@ -212,6 +332,7 @@ class Pipeline:
         return Context(
             count,
             resources=resources,
+            files=self._keeper.files(count.step) if self._keeper else StepFiles(count.step, resources, self._log),
             log=self._log,
             reject=partial(policy.reject, count),
             retry=partial(tried, spec.on_error.retry, count),
@@ -291,6 +412,10 @@ class Pipeline:
         self._findings += len(rejects)
         for reject in rejects:
             self._log.record("error", "finding", step, partial(_findings, reject))
+
+
+def _no_rest() -> None:
+    """For a run that nobody can go on with."""
 
 
 @contextmanager

@@ -12,9 +12,11 @@ from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from etlcli.core.batch import Reject
 from etlcli.core.edit import encode
-from etlcli.io.files import AppendFile
+from etlcli.io.files import AppendFile, Position
 from etlcli.observe.logs import now
 from etlcli.recipe.model import Recipe
 
@@ -24,9 +26,12 @@ VERSION = 1
 class Quarantine:
     """Raises CannotCreateError when the file cannot be opened, InputOutputError when it cannot be written."""
 
-    def __init__(self, recipe: Recipe, run_id: str) -> None:
+    def __init__(self, recipe: Recipe, run_id: str, position: Position | None = None) -> None:
+        """`position` is that of a run with this id, of which nothing later shall be there."""
         assert recipe.quarantine is not None
         self._file = AppendFile(os.path.join(recipe.base_dir, recipe.quarantine))
+        if position is not None:
+            self._file.cut_back(position, lambda line: _run_of(line) not in (run_id, None))
         self._constant = {"run": run_id, "recipe": recipe.name, "recipe_digest": recipe.digest}
 
     def __enter__(self) -> Quarantine:
@@ -38,6 +43,9 @@ class Quarantine:
     def put(self, step: str, rejects: Sequence[Reject]) -> None:
         at = now()
         self._file.append(b"".join(encode(self._envelope(step, reject, at)) + b"\n" for reject in rejects))
+
+    def position(self) -> Position:
+        return self._file.position()
 
     def _envelope(self, step: str, reject: Reject, at: str) -> dict[str, Any]:
         return {
@@ -51,6 +59,14 @@ class Quarantine:
             "at": at,
             **_raw(reject.raw),
         }
+
+
+def _run_of(line: bytes) -> str | None:
+    """The run that has put a line there; None for a line that a crash cut short."""
+    try:
+        return str(msgspec.json.decode(line, type=dict[str, Any])["run"])
+    except (msgspec.MsgspecError, KeyError):
+        return None
 
 
 def _raw(raw: bytes) -> dict[str, str]:

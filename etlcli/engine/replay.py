@@ -27,7 +27,7 @@ from etlcli.core.fields import projection
 from etlcli.core.intake import Intake, parse
 from etlcli.core.ledger import StepCount
 from etlcli.core.policy import ErrorBudget, Policy
-from etlcli.core.stage import Context, Prepared, Source
+from etlcli.core.stage import Context, Prepared, Source, State
 from etlcli.engine.pipeline import Pipeline
 from etlcli.engine.quarantine import VERSION
 from etlcli.engine.step import StageStep
@@ -102,7 +102,7 @@ class Replay(Pipeline):
 
     def __init__(self, recipe: Recipe, quarantine: str, envelopes: Sequence[Envelope], log: Log) -> None:
         """Raises RecipeError when an envelope's step is none of the recipe's."""
-        super().__init__(recipe._replace(budget=ErrorBudget(), quarantine=None), log)
+        super().__init__(recipe._replace(budget=ErrorBudget(), quarantine=None, checkpoint=None), log)
         self._file = quarantine
         self._envelopes = envelopes
         self._stay: set[int] = set()
@@ -138,10 +138,10 @@ class Replay(Pipeline):
     def _policy(self, then: str) -> Policy:
         return Policy("skip", self._keep, self.recipe.budget, self.ledger)
 
-    def _component(self, kind: str, spec: StepSpec, ctx: Context) -> Any:
+    def _component(self, kind: str, spec: StepSpec, ctx: Context, state: State | None = None) -> Any:
         if kind == "source":
             return _Replayed(self._parts(spec.id), ctx)
-        return super()._component(kind, spec, ctx)
+        return super()._component(kind, spec, ctx, state)
 
     def _head_length(self, stages: Sequence[StageStep]) -> int:
         return 0  # between all steps records enter

@@ -45,6 +45,11 @@ class Step:
         """Whether a reject of this step may yet be a record that goes on."""
         return self._recovery is not None
 
+    @property
+    def commits(self) -> bool:
+        """Whether it has state that becomes durable when the output is published."""
+        return False
+
     def finish_fallback(self) -> None:
         """At the end of input: what a fallback's stage finds only then is an error."""
         for stage in self._fallback:
@@ -148,6 +153,10 @@ class StageStep(Step):
     def finished(self) -> Iterator[Batch]:
         """The rest, at the end of input."""
         return self._sent(self._finish())
+
+    @property
+    def commits(self) -> bool:
+        return type(self.component).commit is not Stage.commit
 
     def due(self) -> float | None:
         """Seconds until a tick has something to do."""

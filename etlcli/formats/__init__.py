@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from etlcli.core.batch import Batch, Reject, Span
 from etlcli.core.fields import Projection
@@ -78,7 +78,10 @@ class WriteOptions(NamedTuple):
 
 
 class Writer(Protocol):
-    def __init__(self, out: Callable[[bytes], object], options: WriteOptions) -> None: ...
+    def __init__(
+        self, out: Callable[[bytes], object], options: WriteOptions, state: dict[str, Any] | None = None
+    ) -> None:
+        """`state` is what `snapshot` gave: goes on with what another writer has begun."""
 
     @classmethod
     def following(cls, old: ByteStream, path: str, options: WriteOptions) -> WriteOptions:
@@ -87,6 +90,9 @@ class Writer(Protocol):
 
     def write(self, batch: Batch) -> list[Reject]:
         """Writes the records it can and returns the others, code `sink_refused`."""
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """What another writer needs to go on, as JSON can say it."""
 
     def close(self) -> None:
         """Writes what ends the stream (`]` of an array); it does not close the file."""

@@ -269,13 +269,17 @@ class Writer:
     numbers keep their spelling, arrays and objects are their JSON text. A record with a field that has no column is
     refused rather than cut."""
 
-    def __init__(self, out: Callable[[bytes], object], options: WriteOptions) -> None:
+    def __init__(
+        self, out: Callable[[bytes], object], options: WriteOptions, state: dict[str, Any] | None = None
+    ) -> None:
         self._out = out
         self._delimiter = delimiter_of(options.name)
         self._special = re.compile(f'[{self._delimiter}"\r\n]|^ | $|^$')
         self._quoted = _Memo(self._quote)
         self._header = options.header
         self._columns = options.columns
+        if state:
+            self._header, self._columns = state["header"], tuple(state["columns"])
         self._begun = False
         self._decode: Callable[[bytes], list[Any]] | None = None
 
@@ -303,6 +307,9 @@ class Writer:
             return self._write_each(batch)
         self._put(rows)
         return []
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"header": self._header and not self._begun, "columns": self._columns}
 
     def close(self) -> None:
         if self._header and self._columns and not self._begun:

@@ -197,9 +197,11 @@ class Reader:
 class Writer:
     """An array, a record a line, each with its own bytes."""
 
-    def __init__(self, out: Callable[[bytes], object], options: WriteOptions) -> None:
+    def __init__(
+        self, out: Callable[[bytes], object], options: WriteOptions, state: dict[str, Any] | None = None
+    ) -> None:
         self._out = out
-        self._empty = True
+        self._empty = state["empty"] if state else True
 
     @classmethod
     def following(cls, old: ByteStream, path: str, options: WriteOptions) -> WriteOptions:
@@ -210,6 +212,9 @@ class Writer:
             self._out((b"[\n" if self._empty else b",\n") + b",\n".join(batch.lines))
             self._empty = False
         return []
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"empty": self._empty}
 
     def close(self) -> None:
         self._out(b"[]\n" if self._empty else b"\n]\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from etlcli.core.batch import Batch, Origin, Reject, Span, chunk_of, lines_of
 from etlcli.core.intake import too_long
@@ -87,7 +88,9 @@ def without_bom(start: bytes, path: str, log: Callable[..., None]) -> int:
 
 
 class Writer:
-    def __init__(self, out: Callable[[bytes], object], options: WriteOptions) -> None:
+    def __init__(
+        self, out: Callable[[bytes], object], options: WriteOptions, state: dict[str, Any] | None = None
+    ) -> None:
         self._out = out
 
     @classmethod
@@ -97,6 +100,9 @@ class Writer:
     def write(self, batch: Batch) -> list[Reject]:
         self._out(batch.chunk)
         return []
+
+    def snapshot(self) -> None:
+        return None
 
     def close(self) -> None:
         pass

@@ -106,7 +106,9 @@ def _data(node: Node) -> Any:
 class Writer:
     """A document a record, in block style, each beginning with `---`."""
 
-    def __init__(self, out: Callable[[bytes], object], options: WriteOptions) -> None:
+    def __init__(
+        self, out: Callable[[bytes], object], options: WriteOptions, state: dict[str, Any] | None = None
+    ) -> None:
         self._out = out
 
     @classmethod
@@ -119,6 +121,9 @@ class Writer:
             text = yaml.serialize_all(nodes, Dumper=_Dumper, explicit_start=True, allow_unicode=True, width=1 << 30)
             self._out(text.encode())
         return []
+
+    def snapshot(self) -> None:
+        return None
 
     def close(self) -> None:
         pass

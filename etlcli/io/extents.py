@@ -33,7 +33,7 @@ class Extent(NamedTuple):
     start: int
     end: int
     limit: int
-    """The file's size when it was opened."""
+    """How far the file is read: its size when it was opened."""
 
 
 class Lines(NamedTuple):
@@ -54,24 +54,21 @@ def start_of(stream: InputStream) -> bytes | None:
     return _pread(stream.fd, _SAMPLE, _position(stream), stream.path)
 
 
-def extents_of(stream: InputStream, path: str, start: bytes, skipped: int) -> Iterator[Extent]:
-    """All of `path`, which `stream` has open, from where it stands, but the `skipped` first bytes of its `start`."""
+def extents_of(
+    stream: InputStream, path: str, start: bytes, skipped: int, behind: int = 0, limit: int | None = None
+) -> Iterator[Extent]:
+    """All of `path`, which `stream` has open, from where it stands, but the `skipped` first bytes of its `start`. What is
+    `behind` the end of an earlier extent, where that is given, and before the `limit`."""
     status = os.fstat(stream.fd)
+    limit = status.st_size if limit is None else limit
     first = _position(stream) + skipped
     # Short lines are many objects: smaller extents, so that memory does not depend on what a line is.
     lines = max(1, start.count(b"\n"))
     size = max(1, min(PART, len(start) * _LINES // lines))
-    for at in range(first, status.st_size, size):
-        yield Extent(
-            path,
-            stream.path,
-            (status.st_dev, status.st_ino),
-            first,
-            at,
-            min(at + size, status.st_size),
-            status.st_size,
-        )
-    os.lseek(stream.fd, status.st_size, os.SEEK_SET)  # who has stdin next goes on behind it
+    file = status.st_dev, status.st_ino
+    for at in range(max(first, behind), limit, size):
+        yield Extent(path, stream.path, file, first, at, min(at + size, limit), limit)
+    os.lseek(stream.fd, limit, os.SEEK_SET)  # who has stdin next goes on behind it
 
 
 class ExtentReader:

@@ -11,32 +11,17 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
+from etlcli.core.files import Output
 from etlcli.errors import CannotCreateError, EtlError, InputOutputError, TryLaterError, UsageError
 from etlcli.io.inputs import is_url, masked
 
-_SUFFIX = ".etl-tmp"
+Position = dict[str, Any]
+"""What is known of a file at a checkpoint, as JSON can say it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class Output:
-    """Somewhere to write bytes, published by `commit`. `abort` forgets what was not published; after a commit, or a second
-    time, it does nothing."""
-
-    path: str
-
-    def write(self, block: bytes) -> None:
-        raise NotImplementedError
-
-    def flush(self) -> None:
-        """Make what was written durable, still unpublished."""
-
-    def commit(self) -> None:
-        raise NotImplementedError
-
-    def abort(self) -> None:
-        raise NotImplementedError
 
 
 class AtomicFile(Output):
@@ -48,12 +33,15 @@ class AtomicFile(Output):
     TryLaterError when another run changed the file that was to be appended to.
     """
 
+    suffix = ".etl-tmp"
+    """Of the temporary file's name."""
+
     def __init__(self, path: str, *, exclusive: bool = False, append: bool = False) -> None:
         self.path = path
         self._target = os.path.realpath(path)
         self._exclusive = exclusive
         self._directory = os.path.dirname(self._target)
-        self._old: os.stat_result | None = None
+        self._old: tuple[int, int, int] | None = None
         self._append = append
         self._durable = False
         self._temporary = ""
@@ -61,7 +49,11 @@ class AtomicFile(Output):
         self._fd = -1
         self.last_byte = b""
         """Of the old content, when appending."""
-        if exclusive and os.path.lexists(path):
+        self._start()
+
+    def _start(self) -> None:
+        path = self.path
+        if self._exclusive and os.path.lexists(path):
             raise _exists(path)
         try:
             self._make_directories()
@@ -76,7 +68,7 @@ class AtomicFile(Output):
                 raise CannotCreateError(f"cannot create {path}: {error.strerror}", where=path) from error
             raise
         try:
-            if append:
+            if self._append:
                 self._copy_old()
         except BaseException as error:
             self.abort()
@@ -104,9 +96,7 @@ class AtomicFile(Output):
             self.flush()
         try:
             if self._exclusive:
-                # A link fails where a rename would replace a file that came in between.
-                os.link(self._temporary, self._target)
-                os.unlink(self._temporary)
+                self._link()
             elif self._append:
                 self._rename_unchanged()
             else:
@@ -120,6 +110,11 @@ class AtomicFile(Output):
         self._temporary, self._made = "", []
         os.close(self._fd)
         self._fd = -1
+
+    def _link(self) -> None:
+        """Fails where a rename would replace a file that came in between."""
+        os.link(self._temporary, self._target)
+        os.unlink(self._temporary)
 
     def abort(self) -> None:
         if self._temporary:
@@ -149,7 +144,7 @@ class AtomicFile(Output):
         name is known before it is there, so that a signal at any moment leaves nothing behind."""
         name = os.fsdecode(os.fsencode(os.path.basename(self._target))[:200])
         while True:
-            temporary = f".{name}.{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}"
+            temporary = f".{name}.{os.getpid()}-{os.urandom(4).hex()}{self.suffix}"
             self._temporary = os.path.join(self._directory, temporary)
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
@@ -162,7 +157,7 @@ class AtomicFile(Output):
         if not os.path.exists(self._target):
             return
         with open(self._target, "rb") as old:
-            self._old = os.fstat(old.fileno())
+            self._old = _identity_of(os.fstat(old.fileno()))
             while block := old.read(1 << 20):
                 write_all(self._fd, block)
                 self.last_byte = block[-1:]
@@ -172,7 +167,7 @@ class AtomicFile(Output):
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
-            if _identity(self._target) != (self._old and _identity_of(self._old)):
+            if _identity(self._target) != self._old:
                 raise TryLaterError(
                     f"{self.path} was changed by another run while this one was appending to it",
                     where=self.path,
@@ -232,6 +227,37 @@ class AppendFile:
         except OSError as error:
             raise io_error(error, self.path) from error
 
+    def position(self) -> Position:
+        """Which file it is, and how long: everything in it is durable."""
+        try:
+            status = os.stat(self.path) if self._fd < 0 else os.fstat(self._fd)
+        except FileNotFoundError:
+            return {"inode": None, "size": 0}
+        except OSError as error:
+            raise io_error(error, self.path) from error
+        return {"inode": status.st_ino, "size": status.st_size}
+
+    def cut_back(self, position: Position, keep: Callable[[bytes], bool]) -> None:
+        """Removes the lines behind a position, but those to `keep`: of others, who append to the file too. One that was
+        replaced since is left alone."""
+        status = os.stat(self.path) if os.path.exists(self.path) else None
+        if not status or position["inode"] not in (None, status.st_ino) or status.st_size <= position["size"]:
+            return
+        self._open()
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            with open(self.path, "r+b") as file:
+                file.seek(position["size"])
+                kept = [line for line in file if keep(line)]
+                file.seek(position["size"])
+                file.writelines(kept)
+                file.truncate()
+                file.flush()
+                os.fsync(file.fileno())
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        except OSError as error:
+            raise io_error(error, self.path) from error
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -277,8 +303,10 @@ def keep_apart(output: str | None, source: str) -> None:
         raise UsageError(f"the output would replace {source}", hint="name another file with -o")
 
 
-def open_output(path: str, *, exclusive: bool = False, append: bool = False) -> Output:
-    """An atomic file, or the special file that is already there. Raises UsageError for a URL."""
+def open_output(
+    path: str, *, exclusive: bool = False, append: bool = False, kind: type[AtomicFile] = AtomicFile
+) -> Output:
+    """An atomic file of that kind, or the special file that is already there. Raises UsageError for a URL."""
     if is_url(path):
         raise UsageError(f"cannot write to {masked(path)}", hint="write to a file, and send that")
     with suppress(OSError):
@@ -287,7 +315,7 @@ def open_output(path: str, *, exclusive: bool = False, append: bool = False) -> 
             raise CannotCreateError(f"{path} is a directory", where=path, hint="name a file in it")
         if not stat.S_ISREG(mode):
             return SpecialFile(path)
-    return AtomicFile(path, exclusive=exclusive, append=append)
+    return kind(path, exclusive=exclusive, append=append)
 
 
 def write_all(fd: int, block: bytes) -> None:
@@ -316,7 +344,9 @@ def _sweep(target: str) -> None:
     directory, name = os.path.split(target)
     start = f".{os.fsdecode(os.fsencode(name)[:200])}."
     with os.scandir(directory) as entries:
-        stale = [entry.path for entry in entries if entry.name.startswith(start) and entry.name.endswith(_SUFFIX)]
+        stale = [
+            entry.path for entry in entries if entry.name.startswith(start) and entry.name.endswith(AtomicFile.suffix)
+        ]
     for path in stale:
         with suppress(OSError):
             fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -111,6 +111,26 @@ class Prefixed:
         return self._stream.read(size)
 
 
+class Limited:
+    """The first `limit` bytes of a stream."""
+
+    def __init__(self, stream: Input, limit: int) -> None:
+        self.path, self.name, self.media_type = stream.path, stream.name, stream.media_type
+        self._stream = stream
+        self._left = limit
+
+    def read(self, size: int) -> bytes:
+        block = self._stream.read(min(size, self._left)) if self._left else b""
+        self._left -= len(block)
+        return block
+
+    def wait(self, seconds: float) -> bool:
+        return self._stream.wait(seconds)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
 def grow_pipe(fd: int) -> None:
     """Ask the kernel for a larger pipe: fewer, larger reads and writes. It may refuse, which costs only speed."""
     with suppress(OSError):

@@ -14,9 +14,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import NamedTuple
 
 from etlcli.core.batch import chunk_of, lines_of
+from etlcli.core.files import Run, Spill
 from etlcli.errors import InputOutputError
 
 _BLOCK_LINES = 4096
@@ -25,20 +25,13 @@ _MAX_FAN_IN = 256
 _LINE_OVERHEAD = 48
 
 
-class Run(NamedTuple):
-    """A stretch of the spill file: whole lines, in order."""
-
-    start: int
-    size: int
-
-
 class SpillFile:
     """Raises InputOutputError naming the directory when it is missing or full. Close it; then its space is free again."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._fd = self._open()
         self._end = 0
+        self._fd = self._open()
 
     def write_run(self, blocks: Iterable[bytes]) -> Run:
         start = self._end
@@ -53,7 +46,6 @@ class SpillFile:
         return Run(start, self._end - start)
 
     def read_run(self, run: Run, size: int) -> Iterator[bytes]:
-        """The run's bytes in blocks of whole lines, `size` bytes or one line, whichever is more."""
         position, end, rest = run.start, run.start + run.size, b""
         while position < end:
             try:
@@ -69,6 +61,8 @@ class SpillFile:
                 rest = block[cut:]
             else:
                 rest += block
+        if rest:
+            yield rest
 
     def close(self) -> None:
         os.close(self._fd)
@@ -96,12 +90,13 @@ class SpillFile:
 class LineSorter:
     """Lines in, in any order, and out in the order of their bytes; at most `memory` bytes of them at a time."""
 
-    def __init__(self, spill: SpillFile, memory: int) -> None:
+    def __init__(self, spill: Spill, memory: int, runs: Iterable[Run] = ()) -> None:
+        """`runs` are in the spill file already."""
         self._spill = spill
         self._memory = memory
         self._lines: list[bytes] = []
         self._size = 0
-        self._runs: list[Run] = []
+        self.runs = list(runs)
 
     def add(self, lines: list[bytes]) -> None:
         self._lines += lines
@@ -113,16 +108,16 @@ class LineSorter:
 
     def add_sorted(self, lines: Iterable[bytes]) -> None:
         """Lines that are in order already, which go to disk at once."""
-        self._runs.append(self._write(lines))
+        self.runs.append(self._write(lines))
 
     def sorted(self) -> Iterator[list[bytes]]:
         """All lines, in parts."""
         self._lines.sort()
-        if not self._runs:
+        if not self.runs:
             yield self._lines
             return
         self.add_sorted(self._lines)
-        self._lines, runs = [], self._runs
+        self._lines, runs = [], self.runs
         fan_in = max(2, min(_MAX_FAN_IN, self._memory // 4 // _MIN_BLOCK))
         while len(runs) > fan_in:
             groups = [runs[start : start + fan_in] for start in range(0, len(runs), fan_in)]

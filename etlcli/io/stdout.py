@@ -6,8 +6,9 @@ import os
 from fcntl import F_GETFL, fcntl
 from signal import SIGPIPE
 
+from etlcli.core.files import Output
 from etlcli.errors import InputOutputError, Interrupted
-from etlcli.io.files import Output, io_error, write_all
+from etlcli.io.files import io_error, write_all
 from etlcli.io.inputs import grow_pipe
 
 

@@ -15,20 +15,20 @@ from typing import Any
 
 from etlcli.core.edit import encode
 from etlcli.core.fields import parse_path
-from etlcli.core.params import Declared, parse_duration, parse_size, parse_workers
+from etlcli.core.params import Declared, parse_duration, parse_limit, parse_size, parse_workers
 from etlcli.core.policy import THEN, ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, DEFAULT_QUEUE, Component
 from etlcli.errors import RecipeError, nearest
 from etlcli.formats.yaml12 import Node, YamlError, load
 from etlcli.io.inputs import read_whole
 from etlcli.observe.logs import LEVELS
-from etlcli.recipe.model import Fallback, OnError, Recipe, StepSpec
+from etlcli.recipe.model import CheckpointSpec, Fallback, OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS
 from etlcli.registry import load as load_target
 
 MAX_BYTES = 1 << 20
 VERSION = 1
-_TOP = ("version", "name", "params", "source", "steps", "sink", "runtime", "errors", "logging")
+_TOP = ("version", "name", "params", "source", "steps", "sink", "runtime", "checkpoint", "errors", "logging")
 _ELSEWHERE = {
     "memory": "memory is shared by all steps: runtime.memory",
     "max_errors": "the error budget is the run's: errors.max",
@@ -85,9 +85,33 @@ class _Loader:
             workers=self._parsed(runtime.get("workers"), parse_workers, None),
             queue=self._parsed(runtime.get("queue"), parse_size, DEFAULT_QUEUE),
             timeout=self._parsed(runtime["timeout"], parse_duration, None) if "timeout" in runtime else None,
+            checkpoint=self._checkpoint(top.get("checkpoint")),
+            incremental=self._incremental(top["source"], top.get("checkpoint")),
             log_level=self._level(logging.get("level")),
             digest=digest.hexdigest(),
         )
+
+    def _checkpoint(self, node: Node | None) -> CheckpointSpec | None:
+        if node is None:
+            return None
+        section = self._section(node, CheckpointSpec._fields, "checkpoint", required=("dir",))
+        every, keep = CheckpointSpec._field_defaults["every"], CheckpointSpec._field_defaults["keep"]
+        return CheckpointSpec(
+            self._text(section["dir"], None),
+            self._parsed(section["every"], parse_duration, None) if "every" in section else every,
+            self._parsed(section["keep"], parse_limit, None) if "keep" in section else keep,
+        )
+
+    def _incremental(self, source: Node, checkpoint: Node | None) -> bool:
+        node = source.value.get("incremental")
+        incremental = node is not None and self._plain(node)
+        if not isinstance(incremental, bool):
+            raise self._error(node or source, "incremental must be true or false")
+        if incremental and checkpoint is None:
+            raise self._error(
+                node or source, "an incremental source must remember how far it came", hint="add checkpoint: {dir: ...}"
+            )
+        return incremental
 
     # -- sections -----------------------------------------------------------------------------------------------------
 
@@ -105,7 +129,7 @@ class _Loader:
         return tuple(steps)
 
     def _component(self, node: Node, kind: str) -> StepSpec:
-        known = ("id", "uses", "with", "on_error") if kind == "stage" else ("uses", "with", "on_error")
+        known = ("uses", "with", "on_error", *{"stage": ["id"], "source": ["incremental"]}.get(kind, []))
         section = self._section(node, known, f"a {kind}", required=("uses",))
         uses = self._text(section["uses"], None)
         names = [name for name, entry in COMPONENTS.items() if entry.kind == kind]

@@ -37,6 +37,14 @@ class StepSpec(NamedTuple):
     on_error: OnError = OnError()
 
 
+class CheckpointSpec(NamedTuple):
+    dir: str
+    every: float = 30.0
+    """Seconds."""
+    keep: int = 3
+    """How many there are at most."""
+
+
 class Recipe(NamedTuple):
     name: str
     source: StepSpec
@@ -55,6 +63,9 @@ class Recipe(NamedTuple):
     """Records to read, at most."""
     timeout: float | None = None
     """Seconds that a run may take."""
+    checkpoint: CheckpointSpec | None = None
+    incremental: bool = False
+    """Whether a run reads only what the last one has not."""
     log_level: str = "warning"
     digest: str | None = None
     """Of the recipe's text, for the quarantine; None for a subcommand."""

@@ -18,8 +18,9 @@ from typing import Annotated, Any
 import msgspec
 
 from etlcli.core import params
-from etlcli.core.batch import Batch, Reject
+from etlcli.core.batch import Batch, Reject, chunk_of, lines_of
 from etlcli.core.fields import MISSING, Path, parse_path, pointer
+from etlcli.core.files import Run, Spill
 from etlcli.core.intake import too_deep_inside
 from etlcli.core.ordering import KeyMaker
 from etlcli.core.params import parse_duration
@@ -33,6 +34,7 @@ _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 _FIRST, _END = -62_135_596_800, 253_402_300_800
 """Where the years 1 and 10,000 begin, in seconds since 1970."""
 _MEMO_LIMIT = 1 << 16
+_BLOCK = 1 << 20
 _TIME = Annotated[datetime, msgspec.Meta(tz=True)]
 
 Mark = tuple[bytes, int]
@@ -96,9 +98,12 @@ that other commands read only with a larger --max-line."""
         self._mark: Mark | None = None
         self._opened = 0.0
         self._told = False
+        self._spill: Spill | None = None
         if state:
             self._number = state["number"]
-            self._hold([line.encode() for line in state["lines"]])
+            if state["held"]:
+                blocks = self._spill_file().read_run(Run(*state["held"]), _BLOCK)
+                self._hold(lines_of(b"".join(blocks)))
             self._mark = state["mark"] and (bytes.fromhex(state["mark"][0]), state["mark"][1])
 
     def reads(self) -> tuple[Path, ...]:
@@ -163,9 +168,14 @@ that other commands read only with a larger --max-line."""
             yield Batch.of_lines([self._close(partial=True)])
 
     def snapshot(self) -> State:
-        """The records held. What time has passed for them is not kept: it begins again."""
+        """Where the records held are. What time has passed for them is not kept: it begins again."""
         mark = self._mark and [self._mark[0].hex(), self._mark[1]]
-        return {"number": self._number, "lines": [line.decode() for line in self._lines], "mark": mark}
+        held = self._spill_file().write_run([chunk_of(self._lines)]) if self._lines else None
+        return {"number": self._number, "held": held, "mark": mark}
+
+    def _spill_file(self) -> Spill:
+        self._spill = self._spill or self.ctx.files.spill()
+        return self._spill
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

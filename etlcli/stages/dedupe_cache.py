@@ -5,6 +5,9 @@ all of the work is done by sets. Keys that outgrow the memory go to a table on d
 --keep last must hold: all of them one after another in a spill file, with a byte each in memory that says whether the
 record is still the last of its key.
 
+A run that another process may go on with keeps a journal in its spill file: what the store was told, in order. Telling it
+that again makes the same store. Of --keep last the records themselves say it all.
+
 The keys of a run are committed to the cache file when its output is published, never before: a run that fails or dies
 leaves the cache as it was, and the next one sees its records as new. A crash in the moment between the two lets
 records through twice, and loses none.
@@ -13,19 +16,21 @@ records through twice, and loses none.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import compress
 from time import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject, chunk_of
 from etlcli.core.fields import MISSING, Path, parse_path, pointer
+from etlcli.core.files import Output, Run, Spill
 from etlcli.core.keys import keys_of, keys_of_records
 from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import DataError, EtlError
-from etlcli.io.files import Output, open_output
-from etlcli.io.spill import Run, SpillFile, spill_directory
 from etlcli.state.store import RecentStore, Store
 
 if TYPE_CHECKING:
@@ -96,7 +101,10 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             check_cache(self._path, self._about)
         self._store: Store | None = None
         self._last = _Last(ctx) if params.keep == "last" else None
+        self._journal = _Journal(ctx) if ctx.files.keeps and not self._last else None
         self._dupes: Output | None = None
+        if state:
+            self._resume(state)
 
     def reads(self) -> tuple[Path, ...]:
         return self._paths
@@ -146,11 +154,30 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         try:
             if self._dupes:
                 self._dupes.commit()
-            if self._cache:
+            if self._cache and self._store:
+                self._store.flush()
                 self._cache.commit()
         except EtlError as error:
             error.hint = "the output was published all the same; the next run may let its records through once more"
             raise
+
+    def snapshot(self) -> State | None:
+        if self._last:
+            return {"runs": self._last.stored_runs()}
+        return {"journal": self._journal.end} if self._journal else None
+
+    def _resume(self, state: State) -> None:
+        if self._last:
+            for run in state["runs"]:
+                self._last.restore(Run(*run), lambda batch: list(self.prepare(batch).extra))
+        if self._journal:
+            store = self._store = self._open_store()
+            for seen, keys in self._journal.restored(state["journal"]):
+                value = {"seen": seen}
+                if isinstance(store, RecentStore):
+                    store.use(keys, value, partial(self._is_fresh, seen))
+                else:
+                    store.put(dict.fromkeys(keys, value))
 
     def _lacking(self, batch: Batch, columns: list[list[Any]]) -> Iterator[Reject]:
         for index, values in enumerate(zip(*columns, strict=True)):
@@ -162,27 +189,32 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
     def _new(self, keys: list[str]) -> Sequence[int]:
         """The places of the records that pass."""
         store = self._store = self._store or self._open_store()
-        value = {"seen": round(time(), 3)}
+        now = round(time(), 3)
+        value, is_fresh = {"seen": now}, partial(self._is_fresh, now)
         if isinstance(store, RecentStore):
-            return store.use(keys, value, self._is_fresh)
+            if self._journal:
+                self._journal.add(now, keys)
+            return store.use(keys, value, is_fresh)
         if self.params.ttl is None:
             new = store.unknown(keys)
         else:
             distinct = set(keys)
-            new = distinct.difference(key for key, held in store.get(distinct).items() if self._is_fresh(held))
+            new = distinct.difference(key for key, held in store.get(distinct).items() if is_fresh(held))
         if not new:
             return ()
+        if self._journal:
+            self._journal.add(now, new)
         store.put(dict.fromkeys(new, value))
         if len(new) == len(keys):
             return range(len(keys))
         first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
         return sorted(map(first.__getitem__, new))
 
-    def _is_fresh(self, held: Any) -> bool:
+    def _is_fresh(self, now: float, held: Any) -> bool:
         if self.params.ttl is None:
             return True
         try:
-            return bool(time() - held["seen"] < self.params.ttl)
+            return bool(now - held["seen"] < self.params.ttl)
         except (TypeError, KeyError):
             raise DataError(f"{self._path} holds a value without the time it was seen: {held!r}") from None
 
@@ -202,13 +234,37 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
 
     def _open_dupes(self) -> None:
         if self.params.dupes and self._dupes is None:
-            self._dupes = open_output(os.path.join(self.ctx.base_dir, self.params.dupes))
-            self.ctx.resources.callback(self._dupes.abort)
+            self._dupes = self.ctx.files.output(os.path.join(self.ctx.base_dir, self.params.dupes))
 
     def _drop(self, duplicates: Batch | None, count: int) -> None:
         self.ctx.discard("duplicate", count)
         if self._dupes and duplicates:
             self._dupes.write(duplicates.chunk)
+
+
+class _Journal:
+    """When the store was told of which keys, a line a batch."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._spill: Spill | None = None
+        self.end = 0
+        """Bytes of the spill file."""
+
+    def add(self, seen: float, keys: Iterable[str]) -> None:
+        self._spill = self._spill or self._ctx.files.spill()
+        self.end += self._spill.write_run([msgspec.json.encode((seen, list(keys))) + b"\n"]).size
+
+    def restored(self, end: int) -> Iterator[tuple[float, list[str]]]:
+        self.end = end
+        if not end:
+            return
+        self._spill = self._ctx.files.spill()
+        for chunk in self._spill.read_run(Run(0, end), _BLOCK):
+            yield from _told(chunk)
+
+
+_told = msgspec.json.Decoder(tuple[float, list[str]]).decode_lines
 
 
 class _Last:
@@ -220,10 +276,36 @@ class _Last:
         self._is_last = bytearray()
         self._lines: list[bytes] = []
         self._size = 0
-        self._spill: SpillFile | None = None
+        self._spill: Spill | None = None
         self._runs: list[Run] = []
 
     def add(self, keys: list[str], lines: list[bytes]) -> None:
+        self._place(keys)
+        self._lines += lines
+        self._size += sum(map(len, lines)) + _OVERHEAD * len(lines)
+        if self._size + len(self._is_last) > self._ctx.memory // 4:
+            self._write_run()
+
+    def parts(self) -> Iterator[tuple[list[bytes], bytearray]]:
+        """The records, in order, each with whether it is the last of its key."""
+        start = 0
+        for lines in self._stored():
+            yield lines, self._is_last[start : start + len(lines)]
+            start += len(lines)
+
+    def stored_runs(self) -> list[Run]:
+        """Where all records are."""
+        if self._lines:
+            self._write_run()
+        return self._runs
+
+    def restore(self, run: Run, keys_of: Callable[[Batch], list[str]]) -> None:
+        self._spill = self._spill or self._ctx.files.spill()
+        self._runs.append(run)
+        for chunk in self._spill.read_run(run, _BLOCK):
+            self._place(keys_of(Batch.of_chunk(chunk)))
+
+    def _place(self, keys: list[str]) -> None:
         start = len(self._is_last)
         here = dict(zip(keys, range(start, start + len(keys)), strict=True))
         is_last = self._is_last
@@ -233,17 +315,6 @@ class _Last:
         for place in self._places.get(here.keys()).values():
             is_last[place] = 0
         self._places.put(here)
-        self._lines += lines
-        self._size += sum(map(len, lines)) + _OVERHEAD * len(lines)
-        if self._size + len(is_last) > self._ctx.memory // 4:
-            self._write_run()
-
-    def parts(self) -> Iterator[tuple[list[bytes], bytearray]]:
-        """The records, in order, each with whether it is the last of its key."""
-        start = 0
-        for lines in self._stored():
-            yield lines, self._is_last[start : start + len(lines)]
-            start += len(lines)
 
     def _stored(self) -> Iterator[list[bytes]]:
         for run in self._runs:
@@ -254,11 +325,7 @@ class _Last:
             yield self._lines[start : start + _OUT]
 
     def _write_run(self) -> None:
-        if self._spill is None:
-            directory = spill_directory(None)
-            self._spill = SpillFile(directory)
-            self._ctx.resources.callback(self._spill.close)
-            self._ctx.log("debug", "spilling", step=self._ctx.step, directory=directory)
+        self._spill = self._spill or self._ctx.files.spill()
         blocks = (self._lines[start : start + _OUT] for start in range(0, len(self._lines), _OUT))
         self._runs.append(self._spill.write_run(chunk_of(block) for block in blocks))
         self._lines, self._size = [], 0

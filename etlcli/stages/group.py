@@ -18,19 +18,22 @@ import msgspec
 
 from etlcli.core import params
 from etlcli.core.aggregates import NUMBERS, parse_call
-from etlcli.core.batch import Batch
+from etlcli.core.batch import Batch, chunk_of, lines_of
 from etlcli.core.exact import is_countable
 from etlcli.core.fields import MISSING, Kinds, Path, kinds_of, parse_path, pointer
+from etlcli.core.files import Run, Spill
 from etlcli.core.groups import ROW_OVERHEAD, STATE_OVERHEAD, Heads, Part, Table, groups_of, nested, open_array, runs_of
 from etlcli.core.intake import too_deep_inside
 from etlcli.core.ordering import KeyMaker
 from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import FindingsError
-from etlcli.io.spill import LineSorter, SpillFile, spill_directory
+from etlcli.io.spill import LineSorter
 
 _LINE_OVERHEAD = 48
 _REMEMBERED = 4 << 20
 """Bytes of keys, with what it takes to keep them."""
+_SMALL = 256 << 10
+"""Bytes of a table that a snapshot may hold."""
 _OUT = 4096
 _PARCEL = 1 << 20
 _ABSENT = {type(None), type(MISSING)}
@@ -115,7 +118,7 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
         self._lines: defaultdict[bytes, list[bytes]] = defaultdict(list)
         self._size = 0
         self._limit = ctx.memory // 16 * 15
-        self._spill: SpillFile | None = None
+        self._spill: Spill | None = None
         self._sorter: LineSorter | None = None
         self._ordinal = 0
         if state:
@@ -157,12 +160,23 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
             self._table.append(Part([b""], [b"[]"], [0], [[None] for _ in self._calls]))
         return self._summary(self._table.take(len(self._table.keys)))
 
-    def snapshot(self) -> State | None:
-        """The rows of a summary, while they are in memory. Records, and runs on disk, are nothing small."""
-        if self.params.emit != "summary" or self._sorter:
-            return None
+    def snapshot(self) -> State:
+        """The rows of a small summary, or of the one group that is open; where the runs are, which everything else is in;
+        and the groups that were."""
+        held = None
+        if self._neighbours:
+            for key, lines in self._lines.items():
+                held = key.hex(), self._spill_file().write_run([chunk_of(lines)])
+        elif self.params.emit != "summary" or self._sorter or self._size > _SMALL:
+            self._spill_all()
         rows = [line.decode() for line in self._table.rows.dump(self._calls, range(len(self._table.keys)))]
-        return {"rows": rows, "closed": self._neighbours and self._neighbours.snapshot()}
+        return {
+            "rows": rows,
+            "held": held,
+            "runs": self._sorter and self._sorter.runs,
+            "ordinal": self._ordinal,
+            "closed": self._neighbours and self._neighbours.snapshot(),
+        }
 
     def _resume(self, state: State) -> None:
         if self._neighbours:
@@ -171,6 +185,13 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
         self._rows = {key: row for row, key in enumerate(part.keys)}
         self._table.append(part)
         self._size = self._table.size()
+        if state["held"]:
+            key, run = state["held"]
+            chunk = b"".join(self._spill_file().read_run(Run(*run), _PARCEL))
+            self._lines[bytes.fromhex(key)] = lines_of(chunk)
+        self._ordinal = state["ordinal"]
+        if state["runs"]:
+            self._sorter = self._line_sorter([Run(*run) for run in state["runs"]])
 
     # -- prepare ------------------------------------------------------------------------------------------------------
 
@@ -288,15 +309,19 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
 
     def _spill_all(self) -> None:
         """Everything in memory, as a run that is sorted by key."""
-        if self._sorter is None:
-            directory = spill_directory(self.params.temp_dir)
-            self._spill = SpillFile(directory)
-            self.ctx.resources.callback(self._spill.close)
-            self._sorter = LineSorter(self._spill, self.ctx.memory // 2)
-            self.ctx.log("debug", "spilling", step=self.ctx.step, directory=directory)
+        if not self._table.keys and not self._lines:
+            return
+        self._sorter = self._sorter or self._line_sorter()
         self._sorter.add_sorted(self._row_lines() if self.params.emit == "summary" else self._record_lines())
         self._table, self._rows, self._size = Table(self._calls), {}, 0
         self._lines.clear()
+
+    def _spill_file(self) -> Spill:
+        self._spill = self._spill or self.ctx.files.spill(self.params.temp_dir)
+        return self._spill
+
+    def _line_sorter(self, runs: Sequence[Run] = ()) -> LineSorter:
+        return LineSorter(self._spill_file(), self.ctx.memory // 2, runs)
 
     def _row_lines(self) -> Iterator[bytes]:
         """`key, ordinal, row`, in order. A group's ordinal is that of its first row."""
@@ -321,8 +346,7 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
 
     def _regrouped(self) -> Iterator[Batch]:
         """The groups in first-seen order: what the runs have of each comes together by key, and is sorted by ordinal."""
-        assert self._sorter and self._spill
-        ordered = LineSorter(self._spill, self.ctx.memory // 2)
+        ordered = self._line_sorter()
         for lines in self._whole_rows() if self.params.emit == "summary" else self._whole_groups():
             ordered.add(lines)
         parts = ordered.sorted()

@@ -16,10 +16,10 @@ from typing import Any
 from etlcli.core import params
 from etlcli.core.batch import Batch, Origin, chunk_of
 from etlcli.core.fields import Path, parse_path
+from etlcli.core.files import Run, Spill
 from etlcli.core.ordering import KeyMaker, order_of, sorted_by
 from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import FindingsError
-from etlcli.io.spill import Run, SpillFile, spill_directory
 
 # What a record costs beside its bytes (CPython, 64 bit): the line's header, list slots, an index while sorting; a key
 # object, and its place in the set that finds out whether keys are few; a key's pile.
@@ -80,12 +80,14 @@ that nothing can be left behind."""
         self._key_maker = KeyMaker(descending, nulls_first=params.nulls == "first", numeric=params.numeric)
         self._kept = self._nothing()
         self._limit = ctx.memory // 16 * 15
-        self._spill: SpillFile | None = None
+        self._spill: Spill | None = None
         self._runs: list[Run] = []
         self._spilled = 0
         self._last: bytes | None = None
         self._last_origin: Origin | None = None
         self._emitted = 0
+        if state:
+            self._resume(state)
 
     def reads(self) -> tuple[Path, ...]:
         return self._paths
@@ -112,6 +114,21 @@ that nothing can be left behind."""
             self.ctx.discard("beyond_top", len(lines) - len(kept))
             self._emitted += len(kept)
             yield Batch.of_lines(kept)
+
+    def snapshot(self) -> State:
+        """Where the runs are; what is in memory becomes one."""
+        if self._kept.count:
+            self._write_run()
+        last = None if self._last is None else self._last.hex()
+        return {"runs": self._runs, "spilled": self._spilled, "last": last, "last_origin": self._last_origin}
+
+    def _resume(self, state: State) -> None:
+        self._runs = [Run(*run) for run in state["runs"]]
+        self._spilled = state["spilled"]
+        self._last = None if state["last"] is None else bytes.fromhex(state["last"])
+        self._last_origin = state["last_origin"] and Origin(*state["last_origin"])
+        if self._runs:
+            self._spill = self._spill_file()
 
     # -- checking -----------------------------------------------------------------------------------------------------
 
@@ -160,16 +177,15 @@ that nothing can be left behind."""
     def _make_room(self) -> None:
         if self.params.top and self._cut_to_top():
             return
-        if self._spill is None:
-            directory = spill_directory(self.params.temp_dir)
-            self._spill = SpillFile(directory)
-            self.ctx.resources.callback(self._spill.close)
-            self.ctx.log("debug", "spilling", step=self.ctx.step, directory=directory)
-        self._write_run(self._spill)
+        self._write_run()
 
-    def _write_run(self, spill: SpillFile) -> None:
+    def _write_run(self) -> None:
+        self._spill = self._spill or self._spill_file()
         self._spilled += self._kept.count
-        self._runs.append(spill.write_run(map(chunk_of, _parts(self._taken()))))
+        self._runs.append(self._spill.write_run(map(chunk_of, _parts(self._taken()))))
+
+    def _spill_file(self) -> Spill:
+        return self.ctx.files.spill(self.params.temp_dir)
 
     def _nothing(self) -> _Kept:
         return _Kept(piled=not self.params.unique and not self.params.top)
@@ -211,7 +227,8 @@ that nothing can be left behind."""
         """All lines, in order."""
         if self._spill is None:
             return self._taken()
-        self._write_run(self._spill)
+        if self._kept.count:
+            self._write_run()
         runs = self._runs
         fan_in = max(2, min(_MAX_FAN_IN, self._merge_bytes() // _MIN_BLOCK))
         while len(runs) > fan_in:

@@ -19,9 +19,12 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 from etlcli.core.batch import Batch, Reject, Span
+from etlcli.core.files import Files
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import DEFAULT_MEMORY, Context, Prepared, Stage, State
 from etlcli.errors import FindingsError
+from etlcli.io.spill import SpillFile
+from etlcli.io.stepfiles import StepFiles
 
 _SPLITS = 5
 
@@ -53,16 +56,34 @@ class Outcome(NamedTuple):
         return self.lines, self.rejects, self.error, None if self.error else self.counts.discarded.total()
 
 
+class _Lasting(StepFiles):
+    """Files that another instance finds as they are."""
+
+    keeps = True
+
+    def __init__(self, resources: ExitStack) -> None:
+        super().__init__("contract", resources, _no_log)
+        self._spills: dict[str, SpillFile] = {}
+
+    def spill(self, directory: str | None = None, name: str = "") -> SpillFile:
+        if name not in self._spills:
+            self._spills[name] = super().spill(directory, name)
+        return self._spills[name]
+
+
 class Bench:
     """One instance of a trial's stage, driven as the engine drives it."""
 
-    def __init__(self, trial: Trial, resources: ExitStack, state: State | None = None) -> None:
+    def __init__(
+        self, trial: Trial, resources: ExitStack, state: State | None = None, files: Files | None = None
+    ) -> None:
         self.count = StepCount("contract")
         self.rejects: list[Reject] = []
         self.out: list[Batch] = []
         context = Context(
             self.count,
             resources=resources,
+            files=files or StepFiles("contract", resources, _no_log),
             log=_no_log,
             reject=self._reject,
             memory=trial.memory,
@@ -165,12 +186,14 @@ def check_workers(trial: Trial) -> None:
 
 
 def check_snapshot(trial: Trial) -> None:
-    """Where a stage has a snapshot it is JSON, and a new instance that is given it goes on as the old one would have."""
+    """Where a stage has a snapshot it is JSON, and a new instance that is given it goes on as the old one would have, with
+    the spill files of that one."""
     whole = _plain(trial)
     batches = list(cut(trial.lines, [1] * len(trial.lines)))
     for edge in range(len(batches) + 1):
         with ExitStack() as resources:
-            first = Bench(trial, resources)
+            files = _Lasting(resources)
+            first = Bench(trial, resources, files=files)
             try:
                 for batch in batches[:edge]:
                     first.apply(first.prepare(batch))
@@ -179,7 +202,7 @@ def check_snapshot(trial: Trial) -> None:
             state = first.stage.snapshot()
             if state is None:
                 continue
-            second = Bench(trial, resources, json.loads(json.dumps(state)))
+            second = Bench(trial, resources, json.loads(json.dumps(state)), files)
             after = second.run(map(second.prepare, batches[edge:]))
             before = first.outcome()
             _same(before.lines + after.lines, whole.lines, f"resumed after {edge} records, and in one go")

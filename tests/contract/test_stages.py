@@ -21,6 +21,7 @@ from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context, Prepared
 from etlcli.errors import EtlError
 from etlcli.io import spill
+from etlcli.io.stepfiles import StepFiles
 from etlcli.registry import COMPONENTS, load
 from etlcli.stages import batch, dedupe_cache, group, lookup, sort, unbatch
 from etlcli.testing.contract import CHECKS, Trial
@@ -164,7 +165,12 @@ def _good_lines(folder: Path, inputs: tuple[str, ...]) -> list[bytes]:
 def _context(folder: Path, resources: ExitStack) -> Context:
     count = StepCount("contract")
     return Context(
-        count, resources=resources, log=lambda *a, **k: None, reject=lambda rejects: None, base_dir=str(folder)
+        count,
+        resources=resources,
+        files=StepFiles("step", resources, print),
+        log=lambda *a, **k: None,
+        reject=lambda rejects: None,
+        base_dir=str(folder),
     )
 
 

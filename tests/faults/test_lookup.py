@@ -15,6 +15,7 @@ from etlcli.core.batch import Batch
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
 from etlcli.errors import DataError, EtlError, InputMissingError, TryLaterError, UsageError
+from etlcli.io.stepfiles import StepFiles
 from etlcli.stages.lookup import Lookup
 from etlcli.state import database, sqlite
 
@@ -22,7 +23,7 @@ PARAMS = Lookup.Params
 
 
 def stage(directory: Path, resources, *, memory: int = 1 << 20, **options) -> Lookup:
-    context = Context(StepCount("lookup"), resources=resources, log=lambda *a, **k: None, reject=lambda rejects: None,
+    context = Context(StepCount("lookup"), resources=resources, files=StepFiles('step', resources, print), log=lambda *a, **k: None, reject=lambda rejects: None,
                       memory=memory, base_dir=str(directory))  # fmt: skip
     return Lookup(PARAMS(**options), context)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from etlcli.core.batch import Batch
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
+from etlcli.io.stepfiles import StepFiles
 from etlcli.stages.batch import Batcher
 from etlcli.stages.unbatch import Unbatch
 from etlcli.testing.contract import Outcome, Trial, cut, run
@@ -186,7 +187,14 @@ def test_every() -> None:
     """A batch is as old as its first record, and is closed when it is due, by a tick or by the records that come next."""
     clock, count = Clock(), StepCount("batch")
     with ExitStack() as resources:
-        ctx = Context(count, resources=resources, log=lambda *a, **k: None, reject=lambda rejects: None, clock=clock)
+        ctx = Context(
+            count,
+            resources=resources,
+            files=StepFiles("step", resources, print),
+            log=lambda *a, **k: None,
+            reject=lambda rejects: None,
+            clock=clock,
+        )
         stage = Batcher(Batcher.Params(every="10s"), ctx)
 
         def apply(*lines: bytes) -> list[bytes]:

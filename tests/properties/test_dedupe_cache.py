@@ -19,6 +19,7 @@ from etlcli.core.batch import Batch
 from etlcli.core.keys import keys_of_records
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
+from etlcli.io.stepfiles import StepFiles
 from etlcli.stages import dedupe_cache
 from etlcli.stages.dedupe_cache import DedupeCache
 
@@ -102,7 +103,13 @@ def run(
     rejected: list[bytes] = []
     with ExitStack() as resources:
         context = Context(
-            count, resources=resources, log=lambda *a, **k: None, reject=rejected.extend, memory=memory, base_dir=base
+            count,
+            resources=resources,
+            files=StepFiles("step", resources, print),
+            log=lambda *a, **k: None,
+            reject=rejected.extend,
+            memory=memory,
+            base_dir=base,
         )
         stage = DedupeCache(DedupeCache.Params(**options), context)
         for start, end in pairwise(edges):

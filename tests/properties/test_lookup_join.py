@@ -18,6 +18,7 @@ from test_dedupe_cache import decoded, same
 from etlcli.core.batch import Batch
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
+from etlcli.io.stepfiles import StepFiles
 from etlcli.stages.lookup import Failure, Lookup, _Asked
 
 MISSES = ("keep", "reject", "default")
@@ -102,7 +103,13 @@ def run(
 
     with ExitStack() as resources:
         context = Context(
-            count, resources=resources, log=lambda *a, **k: None, reject=reject, memory=memory, base_dir=base
+            count,
+            resources=resources,
+            files=StepFiles("step", resources, print),
+            log=lambda *a, **k: None,
+            reject=reject,
+            memory=memory,
+            base_dir=base,
         )
         stage = Lookup(Lookup.Params(**options), context)
         for start, end in pairwise(edges):

@@ -14,6 +14,7 @@ from etlcli.core import reshape
 from etlcli.core.batch import Batch
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context, Prepared
+from etlcli.io.stepfiles import StepFiles
 from etlcli.stages.map import Map
 
 Record = dict[str, Any]
@@ -121,7 +122,13 @@ def outcome(record: Record, *changes: Any) -> Record | None:
 
 
 def stage(options: dict[str, Any]) -> Map:
-    context = Context(StepCount("map"), resources=ExitStack(), log=lambda *a, **k: None, reject=lambda rejects: None)
+    context = Context(
+        StepCount("map"),
+        resources=ExitStack(),
+        files=StepFiles("step", ExitStack(), print),
+        log=lambda *a, **k: None,
+        reject=lambda rejects: None,
+    )
     return Map(Map.Params(**options), context)
 
 

@@ -18,6 +18,7 @@ from etlcli.core.ledger import StepCount
 from etlcli.core.ordering import KeyMaker, encode, order_of
 from etlcli.core.stage import Context
 from etlcli.errors import FindingsError
+from etlcli.io.stepfiles import StepFiles
 from etlcli.stages import sort
 from etlcli.stages.sort import Sort
 
@@ -142,7 +143,14 @@ def run(lines: list[bytes], size: int, memory: int, **options: Any) -> tuple[lis
     """Sorted lines, the counts, and how many runs were spilled. `size`: records a batch."""
     count = StepCount("sort")
     with ExitStack() as resources:
-        ctx = Context(count, resources=resources, log=lambda *a, **k: None, reject=lambda rejects: None, memory=memory)
+        ctx = Context(
+            count,
+            resources=resources,
+            files=StepFiles("step", resources, print),
+            log=lambda *a, **k: None,
+            reject=lambda rejects: None,
+            memory=memory,
+        )
         stage = Sort(Sort.Params(**options), ctx)
         out: list[bytes] = []
         offset = 0

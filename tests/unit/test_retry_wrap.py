@@ -19,6 +19,7 @@ from etlcli.core.stage import Context, once
 from etlcli.engine.recovery import tried
 from etlcli.errors import FindingsError, UsageError
 from etlcli.io import command
+from etlcli.io.stepfiles import StepFiles
 from etlcli.stages.retry_wrap import RetryWrap
 
 LINES = [b'{"n":%d}' % number for number in range(50)]
@@ -33,6 +34,7 @@ class Run:
         ctx = Context(
             self.count,
             resources=resources,
+            files=StepFiles("step", resources, print),
             log=lambda *args, **fields: None,
             reject=lambda rejects: None,
             retry=once if retry is None else lambda call: tried(retry, self.count, call),

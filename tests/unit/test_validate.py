@@ -16,6 +16,7 @@ from etlcli.core.batch import Batch, Reject, Span
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
 from etlcli.errors import InputMissingError, SchemaError
+from etlcli.io.stepfiles import StepFiles
 from etlcli.stages.validate import Validate
 
 SCHEMA = {
@@ -33,6 +34,7 @@ def stage(tmp_path: Path) -> Any:
         ctx = Context(
             StepCount("check"),
             resources=ExitStack(),
+            files=StepFiles("step", ExitStack(), print),
             log=lambda *a, **k: None,
             reject=rejects.extend,
             base_dir=str(tmp_path),
@@ -151,7 +153,7 @@ def test_p7_rules_alone_do_not_import_the_engine(tmp_path: Path) -> None:
     code = (
         "import sys; from contextlib import ExitStack; from etlcli.core.ledger import StepCount; from etlcli.core.stage import Context\n"
         "from etlcli.stages.validate import Validate\n"
-        "Validate(Validate.Params(rules=['a > 1']), Context(StepCount('x'), resources=ExitStack(), log=print, reject=print))\n"
+        "Validate(Validate.Params(rules=['a > 1']), Context(StepCount('x'), resources=ExitStack(), files=None, log=print, reject=print))\n"
         "print([name for name in sys.modules if name.startswith(('jsonschema', 'etlcli.schema'))])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -20,6 +20,7 @@ from etlcli.core.fields import MISSING
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
 from etlcli.errors import CannotCreateError
+from etlcli.io.stepfiles import StepFiles
 
 ORDINARY = set(string.ascii_letters + string.digits + "_.-%")
 NAUGHTY = ["", ".", "..", "...", "/", "//", "../..", "../../etc/passwd", "/etc/passwd", "a/b", "~", "~root", "-rf", "%", "%2F", "\0", "\n", "\x1b[31m",
@@ -36,6 +37,7 @@ class Run:
         ctx = Context(
             StepCount("write"),
             resources=self.resources,
+            files=StepFiles("step", self.resources, print),
             log=lambda *a, **k: None,
             reject=self.rejects.extend,
             base_dir=str(directory),

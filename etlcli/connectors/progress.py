@@ -1,0 +1,204 @@
+"""How far a run has read its inputs, and where another goes on: one that takes its place, or the next (`incremental`).
+
+How far is a byte offset for plain NDJSON. Any other input (compressed, CSV, a pipe, a URL) is read again from its start:
+what is known of it is how many rows were read, lines of its NDJSON, and their digest, so that those which are passed over
+are known to be the same. A regular file must be the one it was (`io.identity`); it may have grown, and a run that is gone
+on with does not look at what was added.
+
+An incremental run finds a file that was read before under its old name, or by its content under another; it reads what was
+added, in whole lines. A file that took the name of another is a new one, and is said to be.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from etlcli.core.stage import State
+from etlcli.errors import CheckpointError
+from etlcli.io.compression import is_compressed
+from etlcli.io.identity import Identity, change, identity_of, whole_lines_end
+from etlcli.io.inputs import STDIN, Input, InputStream, expand, is_url, masked
+
+
+class Place(NamedTuple):
+    """How far an input was read at the end of a part of it."""
+
+    input: int
+    """Its number."""
+    offset: int = 0
+    rows: int = 0
+    digest: str = ""
+
+
+class Start(NamedTuple):
+    """Where to begin in an input, and where to end (None: at its end)."""
+
+    offset: int = 0
+    line: int = 1
+    rows: int = 0
+    digest: str = ""
+    limit: int | None = None
+
+
+class _Entry(NamedTuple):
+    """What is known of an input that was read, or begun."""
+
+    path: str
+    identity: Identity | None
+    offset: int
+    line: int
+    rows: int
+    digest: str
+    limit: int | None
+
+    @property
+    def start(self) -> Start:
+        return Start(self.offset, self.line, self.rows, self.digest, self.limit)
+
+
+class Progress:
+    """`state` is what `snapshot` gave in a run that this one takes the place of, or {"since": ...} with that of the last
+    run that finished, or None. Without `keeps` nobody will ask for a snapshot. Raises CheckpointError when an input is not
+    what it was."""
+
+    def __init__(
+        self, given: Sequence[str], base_dir: str, state: State | None, log: Callable[..., None], *, keeps: bool
+    ) -> None:
+        """`given` are paths, globs and URLs."""
+        self._log = log
+        self._keeps = keeps
+        self._entries: dict[int, _Entry] = {}
+        self._opened: dict[int, tuple[Identity | None, int | None]] = {}
+        self._at = -1
+        self._incremental = False
+        self._left: list[_Entry] = []
+        """Of inputs that are none of this run."""
+        if state and "since" not in state:
+            urls = {masked(path): path for path in given if is_url(path)}
+            self.paths = [urls.get(path, path) for path in state["paths"]]
+            self._at = state["at"]
+            self._incremental = state["incremental"]
+            self._entries = {int(number): _entry(values) for number, values in state["inputs"].items()}
+            self._left = list(map(_entry, state["left"]))
+            self._check_done()
+        else:
+            self.paths = expand(tuple(given), base_dir)
+            if state:
+                self._incremental = True
+                self._match([] if state["since"] is None else _entries_of(state["since"]))
+
+    @property
+    def remaining(self) -> range:
+        """The numbers of the inputs that are not known to be read entirely."""
+        return range(max(0, self._at), len(self.paths))
+
+    def start(self, number: int, stream: Input) -> Start | None:
+        """Where to begin in an input that was opened; None if there is nothing new in it."""
+        entry = self._entries.get(number)
+        fd = stream.fd if isinstance(stream, InputStream) else -1
+        if not self._keeps or fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
+            self._opened[number] = None, None
+            return entry.start if entry and number == self._at else Start()
+        if entry and number == self._at:
+            self._check(entry, fd)
+            self._opened[number] = entry.identity, entry.limit
+            return entry.start
+        identity = identity_of(fd)
+        limit = identity.size
+        if self._incremental and not is_compressed(os.pread(fd, 8, 0)):
+            limit = whole_lines_end(fd, limit)
+        self._opened[number] = identity, limit
+        if entry is None:
+            return Start(limit=limit)
+        return entry.start._replace(limit=limit) if entry.limit != limit else None
+
+    def passed(self, place: Place, line: int) -> None:
+        """A part was worked on; the next line of its input is `line`."""
+        identity, limit = self._opened[place.input]
+        path = masked(self.paths[place.input])
+        self._entries[place.input] = _Entry(path, identity, place.offset, line, place.rows, place.digest, limit)
+        self._at = place.input
+
+    def snapshot(self) -> State:
+        return {
+            "paths": list(map(masked, self.paths)),
+            "at": self._at,
+            "incremental": self._incremental,
+            "inputs": {str(number): list(entry) for number, entry in self._entries.items()},
+            "left": self._left,
+        }
+
+    def _check_done(self) -> None:
+        """A file that was read entirely must still be what it was: else the result would be of two different inputs."""
+        for number, entry in self._entries.items():
+            if number < self._at and entry.identity and entry.path != STDIN and not self._incremental:
+                try:
+                    fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise _another(entry.path, f"cannot be opened ({error.strerror})") from None
+                try:
+                    self._check(entry, fd)
+                finally:
+                    os.close(fd)
+
+    def _check(self, entry: _Entry, fd: int) -> None:
+        if entry.identity and (what := change(entry.identity, fd)):
+            raise _another(entry.path, f"was {what}")
+
+    def _match(self, known: Sequence[_Entry]) -> None:
+        """Finds the files of an earlier run among those of this one."""
+        by_path = {entry.path: entry for entry in known}
+        unmatched = []
+        for number, path in enumerate(self.paths):
+            entry = by_path.get(path)
+            if entry and self._is_same(entry, path):
+                self._entries[number] = entry
+                del by_path[path]
+            else:
+                unmatched.append((number, path, entry))
+        for number, path, entry in unmatched:
+            renamed = next((other for other in by_path.values() if self._is_same(other, path)), None)
+            if renamed:
+                self._entries[number] = renamed._replace(path=path)
+                del by_path[renamed.path]
+            if entry:
+                self._log("warning", "input_replaced", path=masked(path), read_before=entry.offset or entry.rows)
+        self._left = [
+            entry for entry in by_path.values() if os.path.exists(entry.path) and entry.path not in self.paths
+        ]
+
+    def _is_same(self, entry: _Entry, path: str) -> bool:
+        if entry.identity is None or not entry.identity.size:
+            return entry.path == path
+        with suppress(OSError):
+            fd = 0 if path == STDIN else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                what = change(entry.identity, fd)
+                if what == "cut short":
+                    raise _another(path, "was cut short")
+                return what != "replaced"
+            finally:
+                if fd:
+                    os.close(fd)
+        return False
+
+
+def _entries_of(state: State) -> list[_Entry]:
+    return [_entry(values) for values in (*state["inputs"].values(), *state["left"])]
+
+
+def _entry(values: Sequence[Any]) -> _Entry:
+    path, identity, *rest = values
+    return _Entry(path, Identity(*identity) if identity else None, *rest)
+
+
+def _another(path: str, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} {what} since it was read",
+        where=path,
+        hint="the result would be of two different inputs; --fresh (etl checkpoint reset) begins again from the start",
+    )

@@ -1,0 +1,184 @@
+"""Keeps a run so that another process can go on with it.
+
+A checkpoint directory belongs to one recipe. In it are the manifests of the last checkpoints (`engine.manifest`) and the
+steps' spill files; outputs lie beside their targets. A checkpoint is taken between two parts of the input, when
+everything that was read before is in the sink. It counts from the moment its manifest is there: what was written later is
+cut off by the process that goes on. When everything is complete a last one says so, and only then are the outputs
+published, so that a process which finds it has nothing to do but that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from hashlib import blake2b
+from time import monotonic
+from typing import Any
+
+from etlcli.core.files import Output
+from etlcli.engine import manifest as manifests
+from etlcli.engine.manifest import FINISHED, RUNNING, Manifest
+from etlcli.errors import CheckpointError, EtlError, InputMissingError
+from etlcli.io.files import open_output
+from etlcli.io.kept import KeptFile, KeptSpill, discard, publish
+from etlcli.recipe.facts import differences, facts_of
+from etlcli.recipe.model import Recipe
+
+_SPILL = ".spill"
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+class Keeper:
+    """`before` is the checkpoint that the run goes on from. The directory is the caller's alone (`engine.overlap`)."""
+
+    def __init__(
+        self, recipe: Recipe, resources: ExitStack, log: Callable[..., None], *, fresh: bool, resume_only: bool
+    ) -> None:
+        """Raises CheckpointError when the recipe has changed since the checkpoint, or it is damaged; InputMissingError
+        when there is none for `resume_only`."""
+        assert recipe.checkpoint
+        self.directory = os.path.join(recipe.base_dir, recipe.checkpoint.dir)
+        self._every, self._keep = recipe.checkpoint.every, recipe.checkpoint.keep
+        self._name = recipe.name
+        self._facts = facts_of(recipe)
+        self._resources = resources
+        self._outputs: dict[str, KeptFile] = {}
+        self._spills: dict[str, KeptSpill] = {}
+        self._taken_at = monotonic()
+        if fresh:
+            forget(self.directory)
+        known = manifests.epochs(self.directory)
+        last = manifests.load(self.directory, known[-1]) if known else None
+        self._epoch = last.epoch if last else 0
+        self._finished = last.epoch if last and last.status == FINISHED else 0
+        self.before = last if last and last.status != FINISHED else None
+        self._incremental = recipe.incremental
+        self._since = last.source if last and last.status == FINISHED else None
+        if self.before:
+            self._check_facts(self.before.facts)
+            log("info", "run_resumed", recipe=recipe.name, epoch=self.before.epoch, taken=self.before.at)
+        elif resume_only:
+            raise InputMissingError(
+                f"there is no interrupted run to go on with in {self.directory}",
+                where=self.directory,
+                hint="without --resume-only a new one begins",
+            )
+        self._output_positions = dict(self.before.outputs) if self.before else {}
+        self._spill_ends = dict(self.before.spills) if self.before else {}
+        self._sweep()
+
+    def files(self, step: str) -> KeptFiles:
+        return KeptFiles(step, self)
+
+    def state(self, kind: str, step: str = "") -> Any:
+        """What a component of the run had at the checkpoint; for the source of an incremental run without one, where the
+        last run was."""
+        if not self.before:
+            return {"since": self._since} if kind == "source" and self._incremental else None
+        return {"source": self.before.source, "sink": self.before.sink}.get(kind, self.before.steps.get(step))
+
+    def due(self) -> bool:
+        return monotonic() - self._taken_at >= self._every
+
+    def take(self, status: str = RUNNING, **content: Any) -> None:
+        """The run's files first, the manifest last: it is what counts."""
+        self._output_positions |= {path: file.position() for path, file in self._outputs.items()}
+        self._spill_ends |= {name: spill.sync() for name, spill in self._spills.items()}
+        self._epoch += 1
+        manifests.save(
+            self.directory,
+            Manifest(
+                epoch=self._epoch,
+                status=status,
+                recipe=self._name,
+                facts=self._facts,
+                outputs=self._output_positions,
+                spills=self._spill_ends,
+                **content,
+            ),
+        )
+        for file in self._outputs.values():
+            file.keep()
+        for number in manifests.epochs(self.directory)[: -self._keep]:
+            if number != self._finished:
+                os.unlink(manifests.manifest_path(self.directory, number))
+        self._taken_at = monotonic()
+
+    def publish(self) -> None:
+        """For a run that died when everything was complete: gives what has no name yet its name."""
+        for position in self._output_positions.values():
+            publish(position)
+
+    def finished(self, **content: Any) -> None:
+        """Everything is published. What is left is where the source was, and the counts."""
+        self._output_positions, self._spill_ends = {}, {}
+        self._outputs, self._spills = {}, {}
+        self.take(FINISHED, **content)
+        for number in manifests.epochs(self.directory)[:-1]:
+            os.unlink(manifests.manifest_path(self.directory, number))
+        self._sweep()
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def output(self, path: str, *, exclusive: bool, append: bool) -> Output:
+        position = self._output_positions.get(path)
+        if position:
+            output: Output = KeptFile(path, exclusive=exclusive, append=append, position=position)
+        else:
+            output = open_output(path, exclusive=exclusive, append=append, kind=KeptFile)
+        self._resources.callback(output.abort)
+        if isinstance(output, KeptFile):
+            self._outputs[path] = output
+        return output
+
+    def spill(self, step: str, name: str) -> KeptSpill:
+        digest = blake2b(f"{step}\0{name}".encode(), digest_size=6).hexdigest()
+        file = f"{_UNSAFE.sub('_', step)[:80]}-{digest}{_SPILL}"
+        spill = KeptSpill(os.path.join(self.directory, file), self._spill_ends.get(file, 0))
+        self._resources.callback(spill.close)
+        self._spills[file] = spill
+        return spill
+
+    def _sweep(self) -> None:
+        """Removes spill files that no checkpoint knows."""
+        for name in os.listdir(self.directory):
+            if name.endswith(_SPILL) and name not in self._spill_ends:
+                os.unlink(os.path.join(self.directory, name))
+
+    def _check_facts(self, before: dict[str, str]) -> None:
+        changed = differences(before, self._facts)
+        if changed:
+            raise CheckpointError(
+                f"the recipe has changed since the checkpoint in {self.directory}: {', '.join(changed)}",
+                where=self.directory,
+                hint="--fresh (etl checkpoint reset) begins again from the start; or undo the change, and the run goes on",
+            )
+
+
+class KeptFiles:
+    """A step's files in a run that is kept."""
+
+    keeps = True
+
+    def __init__(self, step: str, keeper: Keeper) -> None:
+        self._step = step
+        self._keeper = keeper
+
+    def output(self, path: str, *, exclusive: bool = False, append: bool = False) -> Output:
+        return self._keeper.output(path, exclusive=exclusive, append=append)
+
+    def spill(self, directory: str | None = None, name: str = "") -> KeptSpill:
+        return self._keeper.spill(self._step, name)
+
+
+def forget(directory: str) -> None:
+    """Removes all checkpoints and what they kept. What was published stays."""
+    for epoch in manifests.epochs(directory):
+        with suppress(EtlError):
+            for position in manifests.load(directory, epoch).outputs.values():
+                discard(position)
+    for name in os.listdir(directory) if os.path.isdir(directory) else ():
+        if name.endswith((_SPILL, ".json")):
+            os.unlink(os.path.join(directory, name))

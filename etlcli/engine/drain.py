@@ -1,0 +1,66 @@
+"""Signals that end a run wait until what is on its way has arrived.
+
+While a part of the input is being worked on, the first of them is only noted; at the next barrier, when a checkpoint has
+been taken, its own handler is called. Between two parts, as when the run waits for input, it is called at once. A second
+one ends the process there and then.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+
+
+class Drain:
+    def __init__(self) -> None:
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._deferring = False
+        self._pending: Callable[[], object] | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal waits."""
+        return self._pending is not None
+
+    def deliver(self) -> None:
+        """Calls the handler of the signal that waits, which raises."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending()
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """What is done in it is not to be interrupted."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._handlers[number] = handler
+                signal.signal(number, self._handle)
+        try:
+            yield
+        finally:
+            for number, handler in self._handlers.items():
+                if signal.getsignal(number) == self._handle:
+                    signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        handler = self._handlers[signal.Signals(number)]
+        if not self._deferring:
+            handler(number, frame)
+            return
+        self._pending = lambda: handler(number, None)
+        for stop in self._handlers.keys() - {signal.SIGALRM}:
+            signal.signal(stop, signal.SIG_DFL)

@@ -1,0 +1,59 @@
+"""Which file it was: how a run that goes on finds out that its input is another one by now.
+
+A file is known by its first bytes, its size and the time of its last change. Its name and its inode may be others: files
+are rotated and copied. What was only appended to is still the same file.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+_HEAD = 64 << 10
+_BLOCK = 1 << 16
+
+
+class Identity(NamedTuple):
+    size: int
+    mtime_ns: int
+    head_size: int
+    head: str
+    """Digest of the first `head_size` bytes."""
+
+
+def identity_of(fd: int) -> Identity:
+    status = os.fstat(fd)
+    size = min(status.st_size, _HEAD)
+    return Identity(status.st_size, status.st_mtime_ns, size, _digest(fd, size))
+
+
+def change(before: Identity, fd: int) -> str | None:
+    """What has happened to a file since, as a participle; None if nothing, or if it has only grown."""
+    status = os.fstat(fd)
+    if status.st_size < before.head_size or _digest(fd, before.head_size) != before.head:
+        return "replaced"
+    if status.st_size < before.size:
+        return "cut short"
+    return "changed" if status.st_size == before.size and status.st_mtime_ns != before.mtime_ns else None
+
+
+def whole_lines_end(fd: int, size: int) -> int:
+    """Where the last whole line of the first `size` bytes ends."""
+    while size:
+        start = max(0, size - _BLOCK)
+        newline = os.pread(fd, size - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        size = start
+    return 0
+
+
+def _digest(fd: int, size: int) -> str:
+    from hashlib import blake2b  # slow to import, and for checkpoints only
+
+    digest = blake2b(digest_size=16)
+    at = 0
+    while at < size and (block := os.pread(fd, size - at, at)):
+        digest.update(block)
+        at += len(block)
+    return digest.hexdigest()

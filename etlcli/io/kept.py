@@ -1,0 +1,163 @@
+"""Files that outlive the process which writes them, so that another can go on with them where a checkpoint was taken.
+
+Both only ever grow, so that what a checkpoint needs of a file is how long it was: what came later is cut off. An output is
+written under a hidden name beside its target, as every atomic file, but stays there when its process ends; spill files
+have names. Who keeps the checkpoints removes them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from etlcli.errors import CheckpointError, InputOutputError
+from etlcli.io.files import AtomicFile, Position, fsync_directory, io_error
+from etlcli.io.spill import SpillFile
+
+_FRESH = "--fresh (etl checkpoint reset) begins again from the start"
+
+
+class KeptFile(AtomicFile):
+    """An atomic file whose content so far stays when the process ends, once a checkpoint with its position counts (`keep`);
+    before that it is removed as ever. `position` goes on with it, as it was then. Raises CheckpointError when that cannot
+    be."""
+
+    suffix = ".etl-part"
+
+    def __init__(
+        self, path: str, *, exclusive: bool = False, append: bool = False, position: Position | None = None
+    ) -> None:
+        self._position = position
+        self._kept = self._named = position is not None
+        super().__init__(path, exclusive=exclusive, append=append)
+
+    def position(self) -> Position:
+        """Makes durable what was written, and tells how to go on from here."""
+        try:
+            os.fsync(self._fd)
+            if not self._named:
+                for directory in (*map(os.path.dirname, self._made), self._directory):
+                    fsync_directory(directory)
+                self._named = True
+            status = os.fstat(self._fd)
+        except OSError as error:
+            raise io_error(error, self.path) from error
+        return {
+            "path": self.path,
+            "target": self._target,
+            "temporary": os.path.abspath(self._temporary),
+            "inode": status.st_ino,
+            "size": status.st_size,
+            "exclusive": self._exclusive,
+            "append": self._append,
+            "old": self._old,
+        }
+
+    def keep(self) -> None:
+        """There is a checkpoint with its position: from now on the file stays."""
+        self._kept = True
+
+    def abort(self) -> None:
+        if self._kept:
+            self._temporary, self._made = "", []
+        super().abort()
+
+    def _start(self) -> None:
+        if self._position is None:
+            super()._start()
+            return
+        position = self._position
+        self._target, self._directory = position["target"], os.path.dirname(position["target"])
+        self._old = position["old"] and tuple(position["old"])
+        self._temporary = position["temporary"]
+        try:
+            self._fd = _opened(self._temporary, position["size"])
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError as error:
+            raise io_error(error, self.path) from error
+
+    def _link(self) -> None:
+        with suppress(FileNotFoundError):
+            if os.path.samefile(self._temporary, self._target):  # a run that died in between
+                os.unlink(self._temporary)
+                return
+        super()._link()
+
+
+def publish(position: Position) -> None:
+    """Gives a complete output its name, unless the process that died had done so already."""
+    path, temporary, target = position["path"], position["temporary"], position["target"]
+    if os.path.lexists(temporary):
+        file = KeptFile(path, exclusive=position["exclusive"], append=position["append"], position=position)
+        try:
+            file.commit()
+        finally:
+            file.abort()
+        return
+    if not os.path.exists(target) or os.stat(target).st_ino != position["inode"]:
+        raise CheckpointError(
+            f"{path}: neither the complete output nor its temporary file {temporary} is there",
+            where=path,
+            hint=f"somebody moved it away before the run could say that it was done; {_FRESH}",
+        )
+    fsync_directory(os.path.dirname(target))
+
+
+def discard(position: Mapping[str, Any]) -> None:
+    with suppress(OSError):
+        os.unlink(position["temporary"])
+
+
+class KeptSpill(SpillFile):
+    """A spill file with a name, cut to `end` bytes."""
+
+    def __init__(self, path: str, end: int = 0) -> None:
+        self.path = path
+        self._end_kept = end
+        super().__init__(os.path.dirname(path))
+
+    def sync(self) -> int:
+        """Makes durable what was written, and tells where it ends."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise self._error(error) from error
+        return self._end
+
+    def _open(self) -> int:
+        try:
+            if self._end_kept:
+                fd = _opened(self.path, self._end_kept)
+            else:
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._error(error) from error
+        self._end = self._end_kept
+        return fd
+
+    def _error(self, error: OSError) -> InputOutputError:
+        return InputOutputError(
+            f"cannot write {self.path}: {error.strerror}", where=self.path, hint="choose another checkpoint.dir"
+        )
+
+
+def _opened(path: str, size: int) -> int:
+    """The file as it was when it had so many bytes. Raises CheckpointError when it is gone or shorter; else OSError."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}, which the checkpoint needs, is gone", where=path, hint=_FRESH) from None
+    try:
+        if os.fstat(fd).st_size < size:
+            raise CheckpointError(
+                f"{path} has {os.fstat(fd).st_size} bytes, and {size} at the checkpoint", where=path, hint=_FRESH
+            )
+        os.ftruncate(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
