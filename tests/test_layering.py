@@ -49,6 +49,7 @@ HEAVY = {
 }
 ALLOWED_HEAVY = {
     "core": {"xxhash"},
+    "connectors": {"xxhash"},
     "cli": {"click", "orjson"},
     "formats": {"yaml"},
     "schema": {"jsonschema_rs"},

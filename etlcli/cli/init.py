@@ -31,8 +31,7 @@ def init(directory: str) -> None:
     with ExitStack() as resources:
         outputs = []
         for name in _FILES:
-            output = open_output(os.path.join(directory, name), exclusive=True)
-            resources.callback(output.abort)
+            output = open_output(os.path.join(directory, name), exclusive=True, resources=resources)
             output.write((files("etlcli.sample") / name).read_bytes())
             output.flush()
             outputs.append(output)

@@ -135,8 +135,10 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         if isinstance(part.what, RawChunk):
             lines = lines_of(part.what.chunk)
             half = len(lines) // 2
+            if not half:
+                return [part]
             first, second = _stretch(part.what, lines, 0, half), _stretch(part.what, lines, half, len(lines))
-            return [part._replace(what=first, place=None), part._replace(what=second)] if half else [part]
+            return [part._replace(what=first, place=None), part._replace(what=second)]
         extent = part.what
         if extent.end - extent.start > 1:
             found = self._extents.read(extent, self.params.max_line)

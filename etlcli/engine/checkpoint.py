@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from hashlib import blake2b
 from time import monotonic
 from typing import Any
@@ -124,11 +125,13 @@ class Keeper:
 
     def output(self, path: str, *, exclusive: bool, append: bool) -> Output:
         position = self._output_positions.get(path)
-        if position:
-            output: Output = KeptFile(path, exclusive=exclusive, append=append, position=position)
-        else:
-            output = open_output(path, exclusive=exclusive, append=append, kind=KeptFile)
-        self._resources.callback(output.abort)
+        output = open_output(
+            path,
+            exclusive=exclusive,
+            append=append,
+            resources=self._resources,
+            kind=partial(KeptFile, position=position),
+        )
         if isinstance(output, KeptFile):
             self._outputs[path] = output
         return output

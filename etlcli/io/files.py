@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from etlcli.core.files import Output
@@ -36,7 +36,10 @@ class AtomicFile(Output):
     suffix = ".etl-tmp"
     """Of the temporary file's name."""
 
-    def __init__(self, path: str, *, exclusive: bool = False, append: bool = False) -> None:
+    def __init__(
+        self, path: str, *, exclusive: bool = False, append: bool = False, resources: ExitStack | None = None
+    ) -> None:
+        """`resources` abort it: from before there is anything to abort, so that no signal comes in between."""
         self.path = path
         self._target = os.path.realpath(path)
         self._exclusive = exclusive
@@ -49,6 +52,8 @@ class AtomicFile(Output):
         self._fd = -1
         self.last_byte = b""
         """Of the old content, when appending."""
+        if resources:
+            resources.callback(self.abort)
         self._start()
 
     def _start(self) -> None:
@@ -304,9 +309,15 @@ def keep_apart(output: str | None, source: str) -> None:
 
 
 def open_output(
-    path: str, *, exclusive: bool = False, append: bool = False, kind: type[AtomicFile] = AtomicFile
+    path: str,
+    *,
+    exclusive: bool = False,
+    append: bool = False,
+    resources: ExitStack | None = None,
+    kind: Callable[..., AtomicFile] | None = None,
 ) -> Output:
-    """An atomic file of that kind, or the special file that is already there. Raises UsageError for a URL."""
+    """An atomic file (made by `kind`), or the special file that is already there; aborted with the `resources`. Raises
+    UsageError for a URL."""
     if is_url(path):
         raise UsageError(f"cannot write to {masked(path)}", hint="write to a file, and send that")
     with suppress(OSError):
@@ -314,8 +325,11 @@ def open_output(
         if stat.S_ISDIR(mode):
             raise CannotCreateError(f"{path} is a directory", where=path, hint="name a file in it")
         if not stat.S_ISREG(mode):
-            return SpecialFile(path)
-    return kind(path, exclusive=exclusive, append=append)
+            special = SpecialFile(path)
+            if resources:
+                resources.callback(special.abort)
+            return special
+    return (kind or AtomicFile)(path, exclusive=exclusive, append=append, resources=resources)
 
 
 def write_all(fd: int, block: bytes) -> None:

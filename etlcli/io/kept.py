@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from etlcli.errors import CheckpointError, InputOutputError
@@ -28,11 +28,17 @@ class KeptFile(AtomicFile):
     suffix = ".etl-part"
 
     def __init__(
-        self, path: str, *, exclusive: bool = False, append: bool = False, position: Position | None = None
+        self,
+        path: str,
+        *,
+        exclusive: bool = False,
+        append: bool = False,
+        resources: ExitStack | None = None,
+        position: Position | None = None,
     ) -> None:
         self._position = position
         self._kept = self._named = position is not None
-        super().__init__(path, exclusive=exclusive, append=append)
+        super().__init__(path, exclusive=exclusive, append=append, resources=resources)
 
     def position(self) -> Position:
         """Makes durable what was written, and tells how to go on from here."""

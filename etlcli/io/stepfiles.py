@@ -20,9 +20,7 @@ class StepFiles:
         self._log = log
 
     def output(self, path: str, *, exclusive: bool = False, append: bool = False) -> Output:
-        output = open_output(path, exclusive=exclusive, append=append)
-        self._resources.callback(output.abort)
-        return output
+        return open_output(path, exclusive=exclusive, append=append, resources=self._resources)
 
     def spill(self, directory: str | None = None, name: str = "") -> SpillFile:
         directory = spill_directory(directory)

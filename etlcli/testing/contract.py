@@ -67,7 +67,7 @@ class _Lasting(StepFiles):
 
     def spill(self, directory: str | None = None, name: str = "") -> SpillFile:
         if name not in self._spills:
-            self._spills[name] = super().spill(directory, name)
+            self._spills[name] = super().spill(name=name)
         return self._spills[name]
 
 
@@ -193,13 +193,14 @@ def check_snapshot(trial: Trial) -> None:
     for edge in range(len(batches) + 1):
         with ExitStack() as resources:
             files = _Lasting(resources)
-            first = Bench(trial, resources, files=files)
-            try:
-                for batch in batches[:edge]:
-                    first.apply(first.prepare(batch))
-            except FindingsError:
-                return
-            state = first.stage.snapshot()
+            with ExitStack() as own:
+                first = Bench(trial, own, files=files)
+                try:
+                    for batch in batches[:edge]:
+                        first.apply(first.prepare(batch))
+                except FindingsError:
+                    return
+                state = first.stage.snapshot()
             if state is None:
                 continue
             second = Bench(trial, resources, json.loads(json.dumps(state)), files)

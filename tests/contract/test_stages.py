@@ -167,7 +167,7 @@ def _context(folder: Path, resources: ExitStack) -> Context:
     return Context(
         count,
         resources=resources,
-        files=StepFiles("step", resources, print),
+        files=StepFiles("step", resources, lambda *a, **k: None),
         log=lambda *a, **k: None,
         reject=lambda rejects: None,
         base_dir=str(folder),

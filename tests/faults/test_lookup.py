@@ -23,7 +23,7 @@ PARAMS = Lookup.Params
 
 
 def stage(directory: Path, resources, *, memory: int = 1 << 20, **options) -> Lookup:
-    context = Context(StepCount("lookup"), resources=resources, files=StepFiles('step', resources, print), log=lambda *a, **k: None, reject=lambda rejects: None,
+    context = Context(StepCount("lookup"), resources=resources, files=StepFiles('step', resources, lambda *a, **k: None), log=lambda *a, **k: None, reject=lambda rejects: None,
                       memory=memory, base_dir=str(directory))  # fmt: skip
     return Lookup(PARAMS(**options), context)
 

@@ -125,7 +125,7 @@ def stage(options: dict[str, Any]) -> Map:
     context = Context(
         StepCount("map"),
         resources=ExitStack(),
-        files=StepFiles("step", ExitStack(), print),
+        files=StepFiles("step", ExitStack(), lambda *a, **k: None),
         log=lambda *a, **k: None,
         reject=lambda rejects: None,
     )

@@ -146,7 +146,7 @@ def run(lines: list[bytes], size: int, memory: int, **options: Any) -> tuple[lis
         ctx = Context(
             count,
             resources=resources,
-            files=StepFiles("step", resources, print),
+            files=StepFiles("step", resources, lambda *a, **k: None),
             log=lambda *a, **k: None,
             reject=lambda rejects: None,
             memory=memory,

@@ -34,7 +34,7 @@ def stage(tmp_path: Path) -> Any:
         ctx = Context(
             StepCount("check"),
             resources=ExitStack(),
-            files=StepFiles("step", ExitStack(), print),
+            files=StepFiles("step", ExitStack(), lambda *a, **k: None),
             log=lambda *a, **k: None,
             reject=rejects.extend,
             base_dir=str(tmp_path),

@@ -37,7 +37,7 @@ class Run:
         ctx = Context(
             StepCount("write"),
             resources=self.resources,
-            files=StepFiles("step", self.resources, print),
+            files=StepFiles("step", self.resources, lambda *a, **k: None),
             log=lambda *a, **k: None,
             reject=self.rejects.extend,
             base_dir=str(directory),
