@@ -1,20 +1,34 @@
-"""`etl`, with worker processes for every run and parts so small that a few records make many.
+"""`etl` with parts so small that a few records make many. It stands for the program in the cases' other modes, which must
+give the same bytes.
 
-ETL_TEST_WORKERS says how many. It stands for the program in the cases' other modes, which must give the same bytes.
+ETL_TEST_WORKERS says how many worker processes every run has; ETL_TEST_KILL after which of its checkpoints a run is killed.
 """
 
 import os
+import signal
 import sys
 
 from etlcli import __main__ as program
 from etlcli.core import stage
-from etlcli.engine import pipeline
+from etlcli.engine import manifest, pipeline
 from etlcli.formats import ndjson
 from etlcli.io import extents
 
 for module in (stage, extents, ndjson):
     module.PART = 100
-pipeline.Pipeline._workers = lambda self, source: int(os.environ["ETL_TEST_WORKERS"])
+if "ETL_TEST_WORKERS" in os.environ:
+    pipeline.Pipeline._workers = lambda self, source: int(os.environ["ETL_TEST_WORKERS"])
+if "ETL_TEST_KILL" in os.environ:
+    places = iter(range(int(os.environ["ETL_TEST_KILL"]) - 1, -1, -1))
+    save = manifest.save
+
+    def save_and_die(directory: str, content: manifest.Manifest) -> None:
+        save(directory, content)
+        # A run that has said that it is finished is one, whatever becomes of its process.
+        if content.status != manifest.FINISHED and next(places, None) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    manifest.save = save_and_die
 
 if __name__ == "__main__":
     sys.argv[0] = "etl"

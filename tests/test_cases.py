@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,18 +82,22 @@ def test_case(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> N
 @pytest.mark.parametrize("folder", folders, ids=_name)
 def test_P3_same_with_workers(folder: Path, workers: int, tmp_path: Path) -> None:
     """The case with that many worker processes, and parts of a record or two."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "etl").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{SPLIT_ETL}" "$@"\n')
-    (programs / "etl").chmod(0o755)
     work, inputs = _work(folder, tmp_path)
-    path = os.pathsep.join([str(programs), environment()["PATH"]])
-    done = _run((folder / "cmd").read_text(), work, PATH=path, ETL_TEST_WORKERS=str(workers))
+    done = _run((folder / "cmd").read_text(), work, PATH=_split_path(tmp_path), ETL_TEST_WORKERS=str(workers))
     got, stdout = _got(done, work), folder / "stdout"
     if done.returncode and not stdout.exists():
         # How much a run that fails has put out by then depends on the parts; never is it anything else.
         del got["stdout"]
     _compare(folder, got, _made(work, inputs))
+
+
+def _split_path(tmp_path: Path) -> str:
+    """A PATH on which `etl` works in small parts."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "etl").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{SPLIT_ETL}" "$@"\n')
+    (programs / "etl").chmod(0o755)
+    return os.pathsep.join([str(programs), environment()["PATH"]])
 
 
 def _got(done: subprocess.CompletedProcess[bytes], work: Path) -> dict[str, bytes]:
@@ -186,18 +191,50 @@ plain_commands = [folder for folder in folders if _as_recipe((folder / "cmd").re
 
 @pytest.mark.parametrize("folder", plain_commands, ids=_name)
 def test_P3_same_as_recipe(folder: Path, tmp_path: Path) -> None:
+    work, inputs, stdin = _recipe_work(folder, tmp_path)
+    done = _run("etl run recipe.yaml" + stdin, work)
+    assert done.stdout == ((folder / "stdout").read_bytes() if (folder / "stdout").exists() else b"")
+    _compare_recipe(folder, done, _made(work, inputs))
+
+
+# What would spill goes into the checkpoint directory then.
+elsewhere = [folder for folder in plain_commands if folder.name != "022-no-spill-directory"]
+
+
+@pytest.mark.parametrize("folder", elsewhere, ids=_name)
+def test_P3_same_when_killed_and_resumed(folder: Path, tmp_path: Path) -> None:
+    """Killed after its second checkpoint, then after another three, and then another four; then left alone."""
+    work, inputs, stdin = _recipe_work(folder, tmp_path, checkpoint={"dir": "state", "every": "0s"})
+    path, output = _split_path(tmp_path), b""
+    for kill in ("2", "3", "4", "0"):
+        done = _run("etl run recipe.yaml --workers 1" + stdin, work, PATH=path, ETL_TEST_KILL=kill)
+        output += done.stdout
+        if done.returncode not in (-signal.SIGKILL, 128 + signal.SIGKILL):
+            break
+    expected = (folder / "stdout").read_bytes() if (folder / "stdout").exists() else b""
+    # How much a run that fails has put out by then depends on the parts; never is it anything else.
+    assert output == expected or (done.returncode and not expected)
+    # A run that fails, and can be gone on with when what made it fail has been mended, leaves what it had.
+    ours = ("state/", ".etl-part") if done.returncode else ("state/",)
+    made = {name: content for name, content in _made(work, inputs).items() if not any(each in name for each in ours)}
+    _compare_recipe(folder, done, made)
+
+
+def _recipe_work(folder: Path, tmp_path: Path, **more: Any) -> tuple[Path, set[str], str]:
+    """The case's inputs with the recipe its line stands for, their names, and what remains for the shell."""
     found = _as_recipe((folder / "cmd").read_text())
     assert found
     work, inputs = _work(folder, tmp_path)
     recipe, stdin = found
-    (work / "recipe.yaml").write_text(recipe)
-    done = _run("etl run recipe.yaml" + stdin, work)
+    (work / "recipe.yaml").write_text(json.dumps(json.loads(recipe) | more))
+    return work, inputs | {"recipe.yaml"}, stdin
+
+
+def _compare_recipe(folder: Path, done: subprocess.CompletedProcess[bytes], made: dict[str, bytes]) -> None:
     expected = int((folder / "exit").read_text()) if (folder / "exit").exists() else 0
     # What a shell reports as usage is an error of the recipe, and found as such.
     assert done.returncode in ({expected, 78} if expected == 2 else {expected}), done.stderr
-    assert done.stdout == ((folder / "stdout").read_bytes() if (folder / "stdout").exists() else b"")
     expected_dir = folder / "expected"
-    made = _made(work, inputs | {"recipe.yaml"})
     expected_files = {str(p.relative_to(expected_dir)): p for p in expected_dir.rglob("*") if p.is_file()}
     assert sorted(made) == sorted(expected_files)
     for name, path in expected_files.items():

@@ -136,6 +136,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         yield batch.take(new)
 
     def finish(self) -> Iterable[Batch]:
+        self._open_dupes()
         if self._last:
             for lines, last in self._last.parts():
                 kept = list(compress(lines, last))
@@ -146,7 +147,6 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         if self._cache and self._store:
             self._cache.settle()
             self._store.flush()
-        self._open_dupes()
         if self._dupes:
             self._dupes.flush()
 
