@@ -48,6 +48,9 @@ FORMATS: dict[str, str] = {
 
 COMMANDS: dict[str, Entry] = {
     "run": Entry("command", "etlcli.cli.run:command", "Run a recipe"),
+    "checkpoint": Entry(
+        "command", "etlcli.cli.checkpoint:command", "Look at the checkpoints of a recipe, or forget them"
+    ),
     "cache": Entry("command", "etlcli.cli.cache:command", "Look into a cache file, and prune it"),
     "replay": Entry("command", "etlcli.cli.replay:command", "Run quarantined records again"),
     "init": Entry("command", "etlcli.cli.init:command", "Write a sample recipe with real data"),

@@ -16,6 +16,7 @@ Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bless", action="store_true", help="rewrite what the cases expect; review it with git diff")
+    parser.addoption("--faults", action="store_true", help="every crash point of the fault matrix, not a sample")
 
 
 def environment(**extra: str) -> dict[str, str]:

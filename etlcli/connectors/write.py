@@ -152,7 +152,9 @@ class _File:
         if state is None and isinstance(output, AtomicFile) and output.last_byte:
             options = _following(writer, path, options)
             last_byte = _last_byte(path) if method else output.last_byte
-        self._compressed = Compressed(method, output.write) if method else None
+        # Its first bytes are out when it is made.
+        self._compressed = Compressed(method, output.write) if method and not plain else None
+        self._method = method
         self._plain = plain
         self._size = state["plain"] if state else 0
         write = self._compressed.write if self._compressed else output.write
@@ -175,9 +177,11 @@ class _File:
     def finish(self) -> None:
         self._writer.close()
         self._buffer.flush()
-        if self._compressed:
-            for block in self._plain.read_run(Run(0, self._size), _BLOCK) if self._plain else ():
+        if self._plain and self._method:
+            self._compressed = Compressed(self._method, self.output.write)
+            for block in self._plain.read_run(Run(0, self._size), _BLOCK):
                 self._compressed.write(block)
+        if self._compressed:
             self._compressed.close()
         self.output.flush()
 

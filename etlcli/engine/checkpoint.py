@@ -41,6 +41,7 @@ class Keeper:
         when there is none for `resume_only`."""
         assert recipe.checkpoint
         self.directory = os.path.join(recipe.base_dir, recipe.checkpoint.dir)
+        self._owner = blake2b(os.fsencode(os.path.realpath(self.directory)), digest_size=6).hexdigest()
         self._every, self._keep = recipe.checkpoint.every, recipe.checkpoint.keep
         self._name = recipe.name
         self._facts = facts_of(recipe)
@@ -85,23 +86,27 @@ class Keeper:
 
     def take(self, status: str = RUNNING, **content: Any) -> None:
         """The run's files first, the manifest last: it is what counts."""
+        new = [file for path, file in self._outputs.items() if path not in self._output_positions]
         self._output_positions |= {path: file.position() for path, file in self._outputs.items()}
         self._spill_ends |= {name: spill.sync() for name, spill in self._spills.items()}
         self._epoch += 1
-        manifests.save(
-            self.directory,
-            Manifest(
-                epoch=self._epoch,
-                status=status,
-                recipe=self._name,
-                facts=self._facts,
-                outputs=self._output_positions,
-                spills=self._spill_ends,
-                **content,
-            ),
+        manifest = Manifest(
+            epoch=self._epoch,
+            status=status,
+            recipe=self._name,
+            facts=self._facts,
+            outputs=self._output_positions,
+            spills=self._spill_ends,
+            **content,
         )
-        for file in self._outputs.values():
+        for file in new:
             file.keep()
+        try:
+            manifests.save(self.directory, manifest)
+        except BaseException:
+            for file in new:
+                file.keep(os.path.exists(manifests.manifest_path(self.directory, self._epoch)))
+            raise
         for number in manifests.epochs(self.directory)[: -self._keep]:
             if number != self._finished:
                 os.unlink(manifests.manifest_path(self.directory, number))
@@ -130,7 +135,7 @@ class Keeper:
             exclusive=exclusive,
             append=append,
             resources=self._resources,
-            kind=partial(KeptFile, position=position),
+            kind=partial(KeptFile, owner=self._owner, position=position),
         )
         if isinstance(output, KeptFile):
             self._outputs[path] = output
@@ -174,6 +179,24 @@ class KeptFiles:
 
     def spill(self, directory: str | None = None, name: str = "") -> KeptSpill:
         return self._keeper.spill(self._step, name)
+
+
+def problems(directory: str, manifest: Manifest) -> list[str]:
+    """Why no run could go on from a checkpoint: files that are gone, or shorter than they were."""
+    needed = [(os.path.join(directory, name), end) for name, end in manifest.spills.items()]
+    for position in manifest.outputs.values():
+        if manifest.status == RUNNING or os.path.lexists(position["temporary"]):
+            needed.append((position["temporary"], position["size"]))
+    found = []
+    for path, size in needed:
+        try:
+            actual = os.stat(path).st_size
+        except OSError as error:
+            found.append(f"{path}: {error.strerror}")
+        else:
+            if actual < size:
+                found.append(f"{path} has {actual} bytes, and {size} at the checkpoint")
+    return found
 
 
 def forget(directory: str) -> None:

@@ -19,6 +19,7 @@ from etlcli.core.files import Output
 from etlcli.errors import CannotCreateError, EtlError, InputOutputError, TryLaterError, UsageError
 from etlcli.io.inputs import is_url, masked
 
+_SUFFIX = ".etl-tmp"
 Position = dict[str, Any]
 """What is known of a file at a checkpoint, as JSON can say it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -32,9 +33,6 @@ class AtomicFile(Output):
     Raises CannotCreateError when the directory or the file cannot be made, InputOutputError when the disk is full,
     TryLaterError when another run changed the file that was to be appended to.
     """
-
-    suffix = ".etl-tmp"
-    """Of the temporary file's name."""
 
     def __init__(
         self, path: str, *, exclusive: bool = False, append: bool = False, resources: ExitStack | None = None
@@ -63,7 +61,7 @@ class AtomicFile(Output):
         try:
             self._make_directories()
             _identity(self._target)  # a name that no file can have is found here, not at the end
-            _sweep(self._target)
+            sweep(self._target)
             self._create_temporary()
         except BaseException as error:
             self.abort()
@@ -147,16 +145,17 @@ class AtomicFile(Output):
     def _create_temporary(self) -> None:
         """A hidden file in the target's directory, at most 255 bytes of name, locked as a sign that its run is alive. Its
         name is known before it is there, so that a signal at any moment leaves nothing behind."""
-        name = os.fsdecode(os.fsencode(os.path.basename(self._target))[:200])
         while True:
-            temporary = f".{name}.{os.getpid()}-{os.urandom(4).hex()}{self.suffix}"
-            self._temporary = os.path.join(self._directory, temporary)
+            self._temporary = self._temporary_path()
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             if os.fstat(self._fd).st_nlink:
                 return
             os.close(self._fd)  # another run's sweep came between the two calls
             self._fd = -1
+
+    def _temporary_path(self) -> str:
+        return hidden(self._target, f"{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}")
 
     def _copy_old(self) -> None:
         if not os.path.exists(self._target):
@@ -353,14 +352,17 @@ def fsync_directory(path: str) -> None:
         os.close(fd)
 
 
-def _sweep(target: str) -> None:
-    """Remove what killed runs to the same target left."""
+def hidden(target: str, end: str) -> str:
+    """The path of a hidden file beside the target."""
     directory, name = os.path.split(target)
-    start = f".{os.fsdecode(os.fsencode(name)[:200])}."
+    return os.path.join(directory, f".{os.fsdecode(os.fsencode(name)[:200])}.{end}")
+
+
+def sweep(target: str) -> None:
+    """Remove what killed runs to the same target left."""
+    directory, start = os.path.split(hidden(target, ""))
     with os.scandir(directory) as entries:
-        stale = [
-            entry.path for entry in entries if entry.name.startswith(start) and entry.name.endswith(AtomicFile.suffix)
-        ]
+        stale = [entry.path for entry in entries if entry.name.startswith(start) and entry.name.endswith(_SUFFIX)]
     for path in stale:
         with suppress(OSError):
             fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)

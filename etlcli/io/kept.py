@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from etlcli.errors import CheckpointError, InputOutputError
-from etlcli.io.files import AtomicFile, Position, fsync_directory, io_error
+from etlcli.io.files import AtomicFile, Position, fsync_directory, hidden, io_error
 from etlcli.io.spill import SpillFile
 
 _FRESH = "--fresh (etl checkpoint reset) begins again from the start"
@@ -23,9 +23,7 @@ _FRESH = "--fresh (etl checkpoint reset) begins again from the start"
 class KeptFile(AtomicFile):
     """An atomic file whose content so far stays when the process ends, once a checkpoint with its position counts (`keep`);
     before that it is removed as ever. `position` goes on with it, as it was then. Raises CheckpointError when that cannot
-    be."""
-
-    suffix = ".etl-part"
+    be. Nobody else writes for the same `owner` at the same time, so that what it left can be taken away."""
 
     def __init__(
         self,
@@ -34,8 +32,10 @@ class KeptFile(AtomicFile):
         exclusive: bool = False,
         append: bool = False,
         resources: ExitStack | None = None,
+        owner: str,
         position: Position | None = None,
     ) -> None:
+        self._owner = owner
         self._position = position
         self._kept = self._named = position is not None
         super().__init__(path, exclusive=exclusive, append=append, resources=resources)
@@ -62,9 +62,9 @@ class KeptFile(AtomicFile):
             "old": self._old,
         }
 
-    def keep(self) -> None:
-        """There is a checkpoint with its position: from now on the file stays."""
-        self._kept = True
+    def keep(self, kept: bool = True) -> None:
+        """Whether there is, or may be, a checkpoint with its position: then the file stays."""
+        self._kept = kept
 
     def abort(self) -> None:
         if self._kept:
@@ -86,6 +86,12 @@ class KeptFile(AtomicFile):
         except OSError as error:
             raise io_error(error, self.path) from error
 
+    def _temporary_path(self) -> str:
+        path = hidden(self._target, f"{self._owner}.etl-part")
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        return path
+
     def _link(self) -> None:
         with suppress(FileNotFoundError):
             if os.path.samefile(self._temporary, self._target):  # a run that died in between
@@ -98,7 +104,7 @@ def publish(position: Position) -> None:
     """Gives a complete output its name, unless the process that died had done so already."""
     path, temporary, target = position["path"], position["temporary"], position["target"]
     if os.path.lexists(temporary):
-        file = KeptFile(path, exclusive=position["exclusive"], append=position["append"], position=position)
+        file = KeptFile(path, exclusive=position["exclusive"], append=position["append"], owner="", position=position)
         try:
             file.commit()
         finally:

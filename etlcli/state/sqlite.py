@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from etlcli.errors import CannotCreateError, DataError, EtlError, InputOutputError, TryLaterError, UsageError
-from etlcli.io.files import AtomicFile
+from etlcli.io.files import AtomicFile, sweep
 from etlcli.io.spill import spill_directory
 
 VERSION = 1
@@ -114,6 +114,8 @@ class CacheFile:
         self.path = path
         if about is not None and not os.path.lexists(self.path):
             _create(self.path, about)
+        elif about is not None:
+            sweep(os.path.realpath(self.path))  # what a run left that died when it had just made the file
         check_cache(self.path, about)
         with explained(self.path):
             self._connection = connection = _connect(path)

@@ -23,33 +23,47 @@ from typing import Any
 from etlcli.errors import Interrupted
 
 CALLS = ("open", "write", "pwrite", "pread", "fsync", "fchmod", "ftruncate", "rename", "link", "unlink")
-_MOST = 2000
+_MOST = 4000
+_NOT_THERE = 3
+"""What a fork exits with that has not met its fault."""
 
 
-def kills(action: Callable[[], object], calls: tuple[str, ...] = CALLS) -> Iterator[str]:
-    """The process dies by SIGKILL right before, or right after, a call. The action runs in a fork."""
-    for place in _places():
-        pid = os.fork()
-        if not pid:
-            _die_in(action, place, calls)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if status == -signal.SIGKILL:
-            yield f"killed {place}"
-        elif status:
-            raise AssertionError(f"the action failed by itself in a fork, status {status}; see its stderr")
-        else:
+def kills(action: Callable[[], object], calls: tuple[str, ...] = CALLS, *, step: int = 1) -> Iterator[str]:
+    """The process dies by SIGKILL right before, or right after, a call. The action runs in a fork. With a `step` only that
+    many calls are passed over from one death to the next: a sample."""
+    for place in _places(step=step):
+        fate = _fate(action, place, calls)
+        if fate == _NOT_THERE:
             return
+        # A call that raises has no moment after it: then the action has gone through.
+        yield f"killed {place}" if fate == -signal.SIGKILL else f"went through, since call {place.number} raised"
+
+
+def dies(action: Callable[[], object], call: int, calls: tuple[str, ...] = CALLS) -> bool:
+    """Whether the process that runs the action dies: by SIGKILL, before that call of it, if it makes so many."""
+    return _fate(action, _Place(call, "before"), calls) == -signal.SIGKILL
+
+
+def _fate(action: Callable[[], object], place: _Place, calls: tuple[str, ...]) -> int:
+    """How a fork ends that runs the action."""
+    pid = os.fork()
+    if not pid:
+        _die_in(action, place, calls)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status not in (0, _NOT_THERE, -signal.SIGKILL):
+        raise AssertionError(f"the action failed by itself in a fork, status {status}; see its stderr")
+    return status
 
 
 def errors(
-    action: Callable[[], object], code: int = errno.ENOSPC, calls: tuple[str, ...] = CALLS
+    action: Callable[[], object], code: int = errno.ENOSPC, calls: tuple[str, ...] = CALLS, *, step: int = 1
 ) -> Iterator[tuple[str, Exception | None]]:
     """A call fails with an OSError. Yields what the action raised, too: None where it could do without the call."""
 
     def fail() -> None:
         raise OSError(code, os.strerror(code))
 
-    for place in _places(("before",)):
+    for place in _places(("before",), step):
         with _faulty(place, fail, calls) as met:
             raised: Exception | None = None
             try:
@@ -92,12 +106,11 @@ class _Place:
         return f"{self.when} call {self.number}"
 
 
-def _places(when: tuple[str, ...] = ("before", "after")) -> Iterator[_Place]:
-    for number in count(1):
-        if number > _MOST:
-            raise AssertionError(f"the action makes more than {_MOST} calls")
+def _places(when: tuple[str, ...] = ("before", "after"), step: int = 1) -> Iterator[_Place]:
+    for number in range(1, _MOST, step):
         for each in when:
             yield _Place(number, each)
+    raise AssertionError(f"the action makes more than {_MOST} calls")
 
 
 @contextmanager
@@ -134,9 +147,9 @@ def _die_in(action: Callable[[], object], place: _Place, calls: tuple[str, ...])
     """In the fork: never returns."""
     status = 70
     try:
-        with _faulty(place, lambda: os.kill(os.getpid(), signal.SIGKILL), calls):
+        with _faulty(place, lambda: os.kill(os.getpid(), signal.SIGKILL), calls) as met:
             action()
-        status = 0
+        status = 0 if met else _NOT_THERE
     except BaseException:
         import traceback
 

@@ -1,0 +1,185 @@
+"""P3: a run that dies or fails at any of its system calls, and is gone on with, comes to what one in one go comes to: output,
+quarantine, counts and caches."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import re
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etlcli.core import stage
+from etlcli.engine import manifest
+from etlcli.engine.pipeline import Pipeline
+from etlcli.errors import EtlError
+from etlcli.formats import ndjson
+from etlcli.io import extents
+from etlcli.observe.logs import Log
+from etlcli.recipe.load import load_recipe
+from etlcli.testing.faults import dies, errors, kills
+
+SAMPLE = 23
+"""Of the places where a run can die, one in so many, where not all are asked for."""
+RECORDS = [{"id": number % 17, "k": "abc"[number % 3], "n": number, "pad": "x" * (number % 40)} for number in range(40)]
+LINES = [json.dumps(record).encode() + b"\n" for record in RECORDS]
+BAD = [b"no record\n", b"[1]\n", b'{"id":"three","k":"a","n":0.5}\n']
+NDJSON = b"".join(LINES[:13] + BAD[:1] + LINES[13:29] + BAD[1:] + LINES[29:])
+CSV = "id,k,n,pad\n" + "".join(",".join(map(str, record.values())) + "\n" for record in RECORDS)
+
+ASIDE = {"on_error": {"then": "quarantine"}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "sort": {
+        "source": {"uses": "read", "with": {"paths": ["one.ndjson", "two.ndjson"]}, **ASIDE},
+        "steps": [
+            {"uses": "validate", "with": {"rules": ["id >= 0"]}, **ASIDE},
+            {"uses": "dedupe-cache", "with": {"key": ["id", "k"], "dupes": "dupes.ndjson"}},
+            {"uses": "sort", "with": {"by": ["-n", "k"]}},
+        ],
+        "sink": {"uses": "write", "with": {"path": "out.ndjson"}},
+    },
+    "group": {
+        "source": {"uses": "read", "with": {"paths": ["in.csv"]}},
+        "steps": [{"uses": "group", "with": {"by": ["id"], "agg": ["n=count()", "m=mean(n)", "l=list(k)"]}}],
+        "sink": {"uses": "write", "with": {"path": "out.json"}},
+    },
+    "template": {
+        "source": {"uses": "read", "with": {"paths": ["in.ndjson.gz"]}, "on_error": {"then": "skip"}},
+        "steps": [
+            {"uses": "filter", "with": {"expr": "n >= 1"}, "on_error": {"then": "skip"}},
+            {"uses": "batch", "with": {"size": 3}},
+            {"uses": "unbatch"},
+        ],
+        "sink": {"uses": "write", "with": {"path_template": "out/{k}.csv.gz"}},
+    },
+    "append": {
+        "source": {"uses": "read", "with": {"paths": ["one.ndjson"]}, "on_error": {"then": "skip"}},
+        "steps": [
+            {"uses": "dedupe-cache", "with": {"key": ["id"], "cache": "seen.db", "max_entries": 9}},
+            {"uses": "map", "with": {"set": ["m = n + 1"]}},
+        ],
+        "sink": {"uses": "write", "with": {"path": "log.ndjson", "mode": "append"}},
+    },
+    "create": {
+        "source": {"uses": "read", "with": {"paths": ["in.csv"]}},
+        "steps": [
+            {"uses": "dedupe-cache", "with": {"key": ["id"], "keep": "last"}},
+            {"uses": "group", "with": {"by": ["k"], "emit": "list"}},
+        ],
+        "sink": {"uses": "write", "with": {"path": "new/out.ndjson", "mode": "create"}},
+    },
+}
+
+
+class Job:
+    """A recipe, and the directory it runs in."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory / "work"
+        self.before = directory / "before"
+        self.before.mkdir()
+        (self.before / "one.ndjson").write_bytes(NDJSON)
+        (self.before / "two.ndjson").write_bytes(NDJSON[:-1])
+        (self.before / "in.ndjson.gz").write_bytes(gzip.compress(NDJSON))
+        (self.before / "in.csv").write_text(CSV)
+        (self.before / "log.ndjson").write_bytes(b'{"old":1}\n')
+        (self.before / "out.ndjson").write_bytes(b'{"old":1}\n')
+        common = {
+            "version": 1,
+            "runtime": {"memory": 8000, "workers": 1},
+            "errors": {"quarantine": "aside.ndjson"},
+            "checkpoint": {"dir": "state", "every": "0s", "keep": 2},
+        }
+        (self.before / "recipe.yaml").write_text(json.dumps(RECIPES[name] | common))
+        self.reset()
+        self.counts: Any = None
+        self.run()
+        self.expected = self.found()
+        self.reset()
+
+    def reset(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.copytree(self.before, self.directory)
+
+    def run(self) -> None:
+        # The lock of the directory is the command's, and its directory too.
+        (self.directory / "state").mkdir(exist_ok=True)
+        pipeline = Pipeline(load_recipe(str(self.directory / "recipe.yaml")), Log("error", "json"))
+        pipeline.run()
+        self.counts = pipeline.ledger.as_list()
+
+    def go_on(self) -> None:
+        """As the next `etl run` would, where the last has not said that it is finished."""
+        state = str(self.directory / "state")
+        known = manifest.epochs(state)
+        last = manifest.load(state, known[-1]) if known else None
+        if last and last.status == manifest.FINISHED:
+            self.counts = last.counts
+        else:
+            self.run()
+
+    def found(self) -> dict[str, Any]:
+        """Everything that a finished run leaves."""
+        files = [path for path in self.directory.rglob("*") if path.is_file() and path.parent.name != "state"]
+        found = {str(path.relative_to(self.directory)): _content(path) for path in files}
+        return found | {"counts": self.counts}
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".db":
+        with sqlite3.connect(path) as connection:
+            return sorted(key for (key,) in connection.execute('SELECT key FROM "unnamed"'))
+    return re.sub(rb'"(at|run)":"[^"]*"', b"", path.read_bytes())
+
+
+@pytest.fixture
+def job(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Job:
+    for module in (stage, extents, ndjson):
+        monkeypatch.setattr(module, "PART", 400)
+    return Job(tmp_path, request.param)
+
+
+@pytest.fixture
+def step(request: pytest.FixtureRequest) -> int:
+    return 1 if request.config.getoption("--faults") else SAMPLE
+
+
+every_job = pytest.mark.parametrize("job", RECIPES, indirect=True)
+
+
+@every_job
+@pytest.mark.timeout(900)
+def test_P3_killed_at_any_call(job: Job, step: int) -> None:
+    for what in kills(job.run, step=step):
+        job.go_on()
+        assert job.found() == job.expected, what
+        job.reset()
+
+
+@every_job
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.timeout(900)
+def test_a_call_that_fails_is_an_error_and_the_run_can_be_gone_on_with(job: Job, code: int, step: int) -> None:
+    calls = ("open", "write", "pwrite", "fsync", "fchmod", "ftruncate", "rename", "link")
+    for what, raised in errors(job.run, code, calls, step=step):
+        if raised is not None:
+            assert isinstance(raised, EtlError), what
+            assert raised.exit_code in (66, 73, 74, 78), (what, raised)
+            job.go_on()
+        assert job.found() == job.expected, what
+        job.reset()
+
+
+@every_job
+def test_P3_killed_again_and_again(job: Job) -> None:
+    """Each process dies some calls later than the one before; what they come to together is the same."""
+    for call in range(60, 1000, 7):
+        if not dies(job.run, call):
+            break
+    job.go_on()
+    assert job.found() == job.expected
