@@ -37,7 +37,7 @@ EXIT_CODES = {
     74: "I/O error: full disk, closed stdout, an upstream etl that did not finish",
     75: "try later: all tries of a command or lookup are used up; another run holds the cache file, or changed the file "
     "that was to be appended to",
-    78: "bad recipe or schema",
+    78: "bad recipe or schema; a checkpoint of another recipe or input, or a damaged one",
     130: "interrupted (SIGINT); 143 terminated (SIGTERM); 141 the reader of stdout went away (SIGPIPE)",
 }
 

@@ -28,7 +28,7 @@ from etlcli.registry import load as load_target
 
 MAX_BYTES = 1 << 20
 VERSION = 1
-_TOP = ("version", "name", "params", "source", "steps", "sink", "runtime", "checkpoint", "errors", "logging")
+TOP = ("version", "name", "params", "source", "steps", "sink", "runtime", "checkpoint", "errors", "logging")
 _ELSEWHERE = {
     "memory": "memory is shared by all steps: runtime.memory",
     "max_errors": "the error budget is the run's: errors.max",
@@ -64,7 +64,7 @@ class _Loader:
         for setting in settings:
             self._set(setting)
             digest.update(b"\0" + setting.encode(errors="surrogateescape"))
-        top = self._section(self._root, _TOP, "the recipe", required=("version", "source", "sink"))
+        top = self._section(self._root, TOP, "the recipe", required=("version", "source", "sink"))
         if self._plain(top["version"]) != VERSION:
             raise self._error(top["version"], f"version must be {VERSION}")
         self._params = self._read_params(top.get("params"))

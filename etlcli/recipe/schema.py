@@ -34,6 +34,9 @@ def recipe_schema() -> dict[str, Any]:
             "runtime": _object(
                 dict.fromkeys(("workers", "memory", "queue", "timeout"), _NUMBER_OR_TEXT)
             ),
+            "checkpoint": _object(
+                {"dir": {"type": "string"}, "every": _NUMBER_OR_TEXT, "keep": _NUMBER_OR_TEXT}, ["dir"]
+            ),
             "errors": _object({"max": _NUMBER_OR_TEXT, "quarantine": {"type": "string"}}),
             "logging": _object({"level": {"enum": list(LEVELS)}}),
         },
@@ -60,6 +63,8 @@ def _step(name: str, component: type[Component], help: str, kind: str) -> dict[s
     }
     if kind == "stage":
         properties["id"] = {"type": "string"}
+    if kind == "source":
+        properties["incremental"] = {"type": "boolean"}
     return _object(properties, ["uses", "with"] if required else ["uses"])
 
 

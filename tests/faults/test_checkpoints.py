@@ -6,13 +6,21 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import os
+import random
 import re
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import environment
 
 from etlcli.core import stage
 from etlcli.engine import manifest
@@ -24,6 +32,7 @@ from etlcli.observe.logs import Log
 from etlcli.recipe.load import load_recipe
 from etlcli.testing.faults import dies, errors, kills
 
+SPLIT_ETL = Path(__file__).parent.parent / "split_etl.py"
 SAMPLE = 23
 """Of the places where a run can die, one in so many, where not all are asked for."""
 RECORDS = [{"id": number % 17, "k": "abc"[number % 3], "n": number, "pad": "x" * (number % 40)} for number in range(40)]
@@ -115,13 +124,17 @@ class Job:
 
     def go_on(self) -> None:
         """As the next `etl run` would, where the last has not said that it is finished."""
+        if not self.is_finished():
+            self.run()
+
+    def is_finished(self) -> bool:
         state = str(self.directory / "state")
         known = manifest.epochs(state)
         last = manifest.load(state, known[-1]) if known else None
         if last and last.status == manifest.FINISHED:
             self.counts = last.counts
-        else:
-            self.run()
+            return True
+        return False
 
     def found(self) -> dict[str, Any]:
         """Everything that a finished run leaves."""
@@ -183,3 +196,65 @@ def test_P3_killed_again_and_again(job: Job) -> None:
             break
     job.go_on()
     assert job.found() == job.expected
+
+
+# -- the program, killed from outside ---------------------------------------------------------------------------------
+
+
+def etl(job: Job, *command: str, **environ: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*command, sys.executable, str(SPLIT_ETL), "run", str(job.directory / "recipe.yaml")],
+        env=environment(**environ), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(job: Job) -> None:
+    """Runs that nobody kills, until one has said that it is finished."""
+    if not job.is_finished():
+        process = etl(job)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        assert job.is_finished()
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("call", ["fsync,fdatasync", "rename", "unlink", "pwrite64", "write", "ftruncate"])
+@pytest.mark.parametrize("job", ["append"], indirect=True)
+@pytest.mark.timeout(900)
+def test_P3_killed_at_any_system_call(job: Job, call: str, request: pytest.FixtureRequest) -> None:
+    """Those that SQLite makes, too."""
+    for number in range(1, 1000, 1 if request.config.getoption("--faults") else 12):
+        process = etl(job, "strace", "-f", "-o", "/dev/null", "-e", f"inject={call}:signal=KILL:when={number}")
+        process.communicate(timeout=60)
+        killed = process.returncode != 0
+        finish(job)
+        assert job.found() == job.expected, number
+        job.reset()
+        if not killed:
+            return
+    pytest.fail("there is no end to them")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("job", RECIPES, indirect=True)
+def test_P3_coordinator_and_workers_killed_at_random(job: Job, request: pytest.FixtureRequest) -> None:
+    generator = random.Random(request.node.name)
+    for _ in range(45 if request.config.getoption("--faults") else 3):
+        process = etl(job, ETL_TEST_WORKERS="2")
+        time.sleep(generator.uniform(0.1, 0.35))
+        victims = [process.pid, *children(process.pid)]
+        with suppress(ProcessLookupError):
+            os.kill(generator.choice(victims), signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode in (0, -signal.SIGKILL), stderr
+        if job.is_finished():
+            assert job.found() == job.expected
+            job.reset()
+    finish(job)
+    assert job.found() == job.expected
+
+
+def children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    return []

@@ -10,7 +10,8 @@ from jsonschema import Draft202012Validator
 
 from etlcli.errors import EtlError
 from etlcli.formats.yaml12 import YamlError, load
-from etlcli.recipe.load import load_recipe
+from etlcli.recipe.load import TOP, load_recipe
+from etlcli.recipe.model import CheckpointSpec
 from etlcli.recipe.schema import recipe_schema
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,3 +42,9 @@ def test_typos_are_invalid() -> None:
             assert not validator.is_valid(load(path.read_bytes(), name=slug).plain()), slug
         except YamlError:
             pytest.fail(slug)
+
+
+def test_every_section_is_in_the_schema() -> None:
+    properties = recipe_schema()["properties"]
+    assert set(properties) == set(TOP)
+    assert set(properties["checkpoint"]["properties"]) == set(CheckpointSpec._fields)
