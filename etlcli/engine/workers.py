@@ -18,7 +18,7 @@ import pickle
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from mmap import mmap
 from select import POLLIN, poll
@@ -36,6 +36,7 @@ _SMALL = 4096
 """Bytes of a message that fits into a pipe even if nobody reads it yet."""
 _SLOT = 2 << 20
 _TRIES = 2
+_STARTS = 3
 _ALIVE = b"+"
 _CPU_MAX = "/sys/fs/cgroup/cpu.max"
 
@@ -90,7 +91,7 @@ class Workers:
     def _add_worker(self) -> None:
         """Fewer will do where the system has no room for another. Raises TryLaterError when there would be none."""
         try:
-            worker = _Worker(self._head, self._workers.values())
+            worker = _started(self._head, self._workers.values())
         except TryLaterError as error:
             if not self._workers:
                 raise
@@ -154,7 +155,7 @@ class Workers:
 
     def _tried(self, task: _Task, steps: list[Worked] | None = None) -> Worked | None:
         """What comes of a task on a worker of its own; None when that dies."""
-        worker = _Worker(self._head, self._workers.values())
+        worker = _started(self._head, self._workers.values())
         try:
             worker.give(task)
             while True:
@@ -213,10 +214,10 @@ class _Worker:
             _work(head, theirs, ours, self._memory, foreign)
         os.close(theirs)
         os.close(ours)
-        if os.read(self.answers, 1) != _ALIVE:
-            raise EtlError(
-                f"a worker process ended before it began ({self.kill()})", hint="--workers 1 does without them"
-            )
+
+    def is_alive(self) -> bool:
+        """Waits for its first word."""
+        return os.read(self.answers, 1) == _ALIVE
 
     def has_room(self, task: _Task) -> bool:
         """Whether giving it the task cannot block while it waits for its own answer to be read."""
@@ -248,6 +249,17 @@ class _Worker:
             return "unknown"
         code = os.waitstatus_to_exitcode(status)
         return f"exit {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def _started(head: Head, others: Iterable[_Worker]) -> _Worker:
+    """A worker that has begun. One that is killed at once may just have been picked by the system, which is out of memory;
+    several are no accident."""
+    for _ in range(_STARTS):
+        worker = _Worker(head, others)
+        if worker.is_alive():
+            return worker
+        how = worker.kill()
+    raise EtlError(f"worker processes end before they have begun ({how})", hint="--workers 1 does without them")
 
 
 def _work(head: Head, given: int, answers: int, memory: mmap, foreign: list[int]) -> NoReturn:

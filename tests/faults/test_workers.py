@@ -106,7 +106,7 @@ def test_by_default_it_fails_the_run(poisoned: Path) -> None:
 def test_workers_that_cannot_live_end_the_run(records: Path) -> None:
     done = killing("always", "filter", "id >= 0", str(records), "--workers", "2")
     assert done.returncode == 70
-    assert b"a worker process ended before it began (exit 3)" in done.stderr and b"Traceback" not in done.stderr
+    assert b"worker processes end before they have begun (exit 3)" in done.stderr and b"Traceback" not in done.stderr
 
 
 def test_a_system_without_room_for_processes(records: Path) -> None:
