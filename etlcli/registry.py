@@ -34,6 +34,7 @@ COMPONENTS: dict[str, Entry] = {
         "Drop records whose key was seen before, also in earlier runs",
     ),
     "retry-wrap": Entry("stage", "etlcli.stages.retry_wrap:RetryWrap", "Put records through an external command"),
+    "sql": Entry("sink", "etlcli.connectors.sql:Sql", "Put records into a database's table, exactly once"),
     "write": Entry("sink", "etlcli.connectors.write:Write", "Write records to a file, all or nothing"),
 }
 """Sources, stages and sinks, in the order a pipeline uses them."""

@@ -73,6 +73,7 @@ class Context:
         max_elapsed: float | None = None,
         forgives: bool = True,
         reads: tuple[Path, ...] = (),
+        run: str = "",
         started: float = 0.0,
         checking: bool = False,
         clock: Callable[[], float] = monotonic,
@@ -93,6 +94,8 @@ class Context:
         """Whether the run may go on after a reject."""
         self.reads = reads
         """Fields the steps after a source want decoded (a source only)."""
+        self.run = run
+        """The run's id, the same in all processes that go on with it."""
         self.started = started
         """When the run began, in seconds since 1970: what `now()` is for all of its steps, in every process."""
         self.checking = checking
@@ -214,6 +217,10 @@ class Timed(Protocol):
 
 class Sink(Component):
     """Ends a pipeline. Nothing it wrote is visible under its final name before `commit`, which comes after `finish`."""
+
+    elsewhere: ClassVar[bool] = False
+    """Whether it writes to something else than `ctx.files`. Of a run that died between the last checkpoint and the end,
+    another process publishes the files; `commit` is called there, with the last snapshot, only if this is true."""
 
     def write(self, batch: Batch) -> Sequence[Reject]:
         """Takes the records it can, and returns the others. At a `snapshot` they must have reached the sink's files."""

@@ -56,6 +56,9 @@ class Keeper:
         self._epoch = last.epoch if last else 0
         self._finished = last.epoch if last and last.status == FINISHED else 0
         self.before = last if last and last.status != FINISHED else None
+        if self.before and not self.before.counts[0]["in"] and differences(self.before.facts, self._facts):
+            forget(self.directory)  # nothing was read yet
+            self.before = None
         self._incremental = recipe.incremental
         self._since = last.source if last and last.status == FINISHED else None
         if self.before:

@@ -117,6 +117,8 @@ class Pipeline:
         if self._keeper:
             resources.enter_context(self._drain.installed())
             rest = partial(self._rest, source, stages, sink)
+            if self._keeper.before is None:  # from now on it is known which run this is
+                self._take_checkpoint(source, stages, sink)
             batches = head.batches(self._drawn(worked, rest), self._drain.deferred, rest)
         else:
             batches = head.batches(worked, nullcontext, _no_rest)
@@ -190,10 +192,13 @@ class Pipeline:
         self.ledger.open(self.recipe.source.id)
         stages = self._stages(resources)
         sink_count = self.ledger.open(self.recipe.sink.id)
-        self.ledger.restore(self._keeper.before.counts)
+        sink = self._sink(sink_count, resources) if find("sink", self.recipe.sink.uses).elsewhere else None
         before = self._keeper.before
+        self.ledger.restore(before.counts)
         with _undisturbed():
             self._keeper.publish()
+            if sink:
+                sink.component.commit()
             for stage in stages:
                 stage.commit_state()
             self._keeper.finished(
@@ -274,14 +279,15 @@ class Pipeline:
         stages = self._stages(resources)
         # Inputs are opened before the output, so that a missing file leaves no trace.
         source = self._source(source_count, stages, resources)
-        count, policy = self.ledger.open(recipe.sink.id), self._policy(recipe.sink.on_error.then)
-        context = self._context(recipe.sink, count, policy, resources)
-        sink: Sink = (
-            Nowhere({}, context)
-            if _reporting(stages)
-            else self._component("sink", recipe.sink, context, self._state("sink"))
-        )
-        return source, stages, SinkStep(sink, recipe.sink.on_error, count, policy, self._fallback(recipe.sink, context))
+        count = self.ledger.open(recipe.sink.id)
+        return source, stages, self._sink(count, resources, reporting=_reporting(stages))
+
+    def _sink(self, count: StepCount, resources: ExitStack, *, reporting: bool = False) -> SinkStep:
+        spec = self.recipe.sink
+        policy = self._policy(spec.on_error.then)
+        context = self._context(spec, count, policy, resources)
+        sink: Sink = Nowhere({}, context) if reporting else self._component("sink", spec, context, self._state("sink"))
+        return SinkStep(sink, spec.on_error, count, policy, self._fallback(spec, context))
 
     def _source(self, count: StepCount, stages: Sequence[StageStep], resources: ExitStack) -> SourceStep:
         spec = self.recipe.source
@@ -339,6 +345,7 @@ class Pipeline:
             max_elapsed=spec.on_error.retry.max_elapsed,
             forgives=policy.then != "fail" or spec.on_error.fallback is not None,
             base_dir=self.recipe.base_dir,
+            run=self.run_id,
             started=self._started,
             checking=self._checking,
             **rest,

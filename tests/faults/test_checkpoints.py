@@ -74,6 +74,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         ],
         "sink": {"uses": "write", "with": {"path": "log.ndjson", "mode": "append"}},
     },
+    "sql": {
+        "source": {"uses": "read", "with": {"paths": ["one.ndjson", "two.ndjson"]}, **ASIDE},
+        "steps": [{"uses": "filter", "with": {"expr": "n % 2 == 0"}, **ASIDE}],
+        "sink": {"uses": "sql", "with": {"url": "sqlite:///t.db", "table": "t", "create": True}, **ASIDE},
+    },
     "create": {
         "source": {"uses": "read", "with": {"paths": ["in.csv"]}},
         "steps": [
@@ -146,7 +151,8 @@ class Job:
 def _content(path: Path) -> Any:
     if path.suffix == ".db":
         with sqlite3.connect(path) as connection:
-            return sorted(key for (key,) in connection.execute('SELECT key FROM "unnamed"'))
+            table = "t" if path.name == "t.db" else "unnamed"
+            return sorted(row[0] for row in connection.execute(f'SELECT * FROM "{table}"'))
     return re.sub(rb'"(at|run)":"[^"]*"', b"", path.read_bytes())
 
 
@@ -219,11 +225,11 @@ def finish(job: Job) -> None:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("call", ["fsync,fdatasync", "rename", "unlink", "pwrite64", "write", "ftruncate"])
-@pytest.mark.parametrize("job", ["append"], indirect=True)
+@pytest.mark.parametrize("job", ["append", "sql"], indirect=True)
 @pytest.mark.timeout(900)
 def test_P3_killed_at_any_system_call(job: Job, call: str, request: pytest.FixtureRequest) -> None:
     """Those that SQLite makes, too."""
-    for number in range(1, 1000, 1 if request.config.getoption("--faults") else 12):
+    for number in range(1, 1000, 1 if request.config.getoption("--faults") else 47):
         process = etl(job, "strace", "-f", "-o", "/dev/null", "-e", f"inject={call}:signal=KILL:when={number}")
         process.communicate(timeout=60)
         killed = process.returncode != 0

@@ -1,0 +1,236 @@
+"""The sql sink, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from conftest import environment, run_etl
+from postgres import binaries, cluster
+
+SPLIT_ETL = Path(__file__).parent / "split_etl.py"
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    if binaries() is None:
+        pytest.skip("needs PostgreSQL")
+    with cluster() as url:
+        yield url
+
+
+class Database:
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+
+    def __call__(self, statement: str) -> list[Any]:
+        with self._engine.begin() as connection:
+            result = connection.execute(sqlalchemy.text(statement))
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+    def load(self, *lines: Any, table: str = "t", args: tuple[str, ...] = ()) -> subprocess.CompletedProcess[bytes]:
+        stdin = b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+        return run_etl("sql", "--url", self.url, "--table", table, *args, stdin=stdin)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    if request.param == "sqlite":
+        yield Database(f"sqlite:///{tmp_path}/t.db")
+        return
+    database = Database(request.getfixturevalue("postgres"))
+    yield database
+    database("DROP SCHEMA public CASCADE")
+    database("CREATE SCHEMA public")
+
+
+def test_a_new_table(db: Database) -> None:
+    done = db.load(
+        {"id": 1, "x": 1.5, "s": "é\n'\"", "b": True, "l": [1, {"a": 2}], "n": None, "m": 1, "%d": 9007199254740993},
+        {"id": 2, "x": 3, "s": "", "b": False, "l": None, "n": None, "m": "text", "%d": 1},
+        args=("--create",),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = db('SELECT id, x, s, b, l, n, m, "%d" FROM t ORDER BY id')
+    assert rows == [
+        (1, 1.5, "é\n'\"", True, '[1,{"a":2}]', None, "1", 9007199254740993),
+        (2, 3.0, "", False, None, None, "text", 1),
+    ]
+    assert db.load({"id": 3}).returncode == 0
+    assert db("SELECT id, x FROM t WHERE id = 3") == [(3, None)]
+
+
+def test_defaults_and_constraints(db: Database) -> None:
+    db("CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER NOT NULL DEFAULT 7, c VARCHAR(3) CHECK (c <> 'no'))")
+    records = [{"id": number, "c": "no" if number in (3, 57) else "yes"} for number in range(100)]
+    done = db.load(
+        *records, {"id": 5}, {"id": 200, "n": None}, {"id": 201, "other": 1}, {}, args=("--on-error", "skip", "--stats")
+    )
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stderr.splitlines()[-1])["steps"][-1]
+    good = 98 + (db.url.startswith("sqlite"))  # there an empty record makes a row of its own
+    assert (counts["out"], counts["rejected"]) == (good, {"sink_refused": 104 - good})
+    assert b"the table has no column 'other'" in done.stderr
+    assert db("SELECT count(*), sum(n) FROM t") == [(good, 7 * good)]
+    assert db.load({"id": 5, "n": 1}).returncode == 1
+
+
+def test_upsert(db: Database) -> None:
+    upsert = ("--create", "--mode", "upsert", "--key", "k")
+    assert db.load({"k": "a", "n": 1}, {"k": "b", "n": 2}, {"k": "a", "n": 3}, args=upsert).returncode == 0
+    assert db.load({"k": "b", "n": 9}, {"k": "c", "n": 4}, {"k": "c"}, args=upsert).returncode == 0
+    assert db("SELECT k, n FROM t ORDER BY k") == [("a", 3), ("b", 9), ("c", 4)]
+    assert db.load({"k": 1}, args=("--mode", "upsert")).returncode == 2
+
+
+def test_all_or_nothing(db: Database) -> None:
+    """A run without checkpoints is one transaction."""
+    assert db.load({"id": 1}, args=("--create",)).returncode == 0
+    assert db.load({"id": 2}, b"no record").returncode == 1
+    assert db.load({"id": 2}, {"id": 3, "x": 1}).returncode == 1
+    assert db("SELECT id FROM t") == [(1,)]
+
+
+def test_values_a_database_cannot_hold(db: Database) -> None:
+    db("CREATE TABLE t (id BIGINT, s TEXT)")
+    done = db.load(
+        b'{"id":123456789012345678901234567890,"s":"x"}', {"id": 1, "s": "good"}, args=("--on-error", "skip")
+    )
+    assert done.returncode == 0, done.stderr
+    assert db("SELECT id, s FROM t") == [(1, "good")]
+
+
+def test_errors_say_what_to_do(tmp_path: Path, postgres: str) -> None:
+    for url, code, said in [
+        (f"sqlite:///{tmp_path}/t.db", 2, b"--create makes it"),
+        ("nothing", 2, b"for example sqlite:///file.db"),
+        ("oracle-of-delphi://x", 2, b"for example sqlite:///file.db"),
+        (f"sqlite:///{tmp_path}/none/t.db", 73, b"unable to open"),
+        ("postgresql+psycopg://me:secret@127.0.0.1:1/x", 69, b"connection"),
+        (postgres, 2, b"--create makes it"),
+    ]:
+        done = run_etl("sql", "--url", url, "--table", "nowhere", stdin=b'{"a":1}\n')
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+        assert b"secret" not in done.stderr and b"Traceback" not in done.stderr
+    code = (
+        "import sys; sys.modules['sqlalchemy'] = None; sys.argv[1:] = ['sql', '--url', 'sqlite:///x', '--table', 't']\n"
+        "from etlcli.cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, env=environment()
+    )
+    assert (done.returncode, b"pip install 'etlcli[sql]'" in done.stderr) == (2, True)
+
+
+def test_a_database_that_is_being_written(tmp_path: Path) -> None:
+    db = Database(f"sqlite:///{tmp_path}/t.db")
+    db("CREATE TABLE t (id INTEGER)")
+    engine = sqlalchemy.create_engine(db.url)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        done = db.load({"id": 1})
+    assert (done.returncode, b"locked" in done.stderr) == (75, True)
+
+
+# -- exactly once -----------------------------------------------------------------------------------------------------
+
+RECORDS = [{"id": number, "k": number % 5, "s": "x" * (number % 50)} for number in range(400)]
+
+
+class Nightly:
+    """A recipe with checkpoints that fills a table, of which the database refuses every tenth record."""
+
+    def __init__(self, db: Database, directory: Path) -> None:
+        self.db = db
+        self.directory = directory
+        db("CREATE TABLE t (id INTEGER PRIMARY KEY, k INTEGER, s TEXT, CHECK (id % 10 <> 3))")
+        (directory / "in.ndjson").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+        recipe = {
+            "version": 1,
+            "source": {"uses": "read", "with": {"paths": ["in.ndjson"]}},
+            "steps": [{"uses": "filter", "with": {"expr": "k != 4"}}],
+            "sink": {"uses": "sql", "with": {"url": db.url, "table": "t"}, "on_error": {"then": "quarantine"}},
+            "errors": {"quarantine": "aside.ndjson"},
+            "checkpoint": {"dir": "state", "every": "0s"},
+        }
+        (directory / "recipe.yaml").write_text(json.dumps(recipe))
+
+    def start(self, **environ: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(SPLIT_ETL), "run", "recipe.yaml", "--stats", "--workers", "2"]
+        return subprocess.Popen(command, cwd=self.directory, env=environment(**environ), stderr=subprocess.PIPE)
+
+    def check(self, stderr: bytes) -> None:
+        expected = [record["id"] for record in RECORDS if record["k"] != 4 and record["id"] % 10 != 3]
+        assert [id for (id,) in self.db("SELECT id FROM t ORDER BY id")] == expected
+        counts = json.loads(stderr.splitlines()[-1])["steps"][-1]
+        assert (counts["in"], counts["out"], counts["rejected"]) == (320, 280, {"sink_refused": 40})
+        lines = (self.directory / "aside.ndjson").read_text().splitlines()
+        aside = [json.loads(json.loads(line)["raw"])["id"] for line in lines]
+        assert aside == [id for id in range(400) if id % 10 == 3]
+        assert self.db("SELECT * FROM etl_checkpoint") == []
+
+
+@pytest.fixture
+def nightly(db: Database, tmp_path: Path) -> Nightly:
+    return Nightly(db, tmp_path)
+
+
+def test_P3_killed_after_any_checkpoint(nightly: Nightly) -> None:
+    kill = 1
+    while True:
+        process = nightly.start(ETL_TEST_KILL=str(kill))
+        _, stderr = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, stderr
+        kill += 7
+    nightly.check(stderr)
+
+
+def test_P3_killed_between_the_transaction_and_the_checkpoint(nightly: Nightly, request: pytest.FixtureRequest) -> None:
+    """The table is ahead of the manifest then."""
+    generator = random.Random(3)
+    stderr, kills, wanted = b"", 0, 60 if request.config.getoption("--faults") else 6
+    while kills < wanted:
+        process = nightly.start()
+        wait_for((nightly.directory / "state" / "lock").exists)
+        time.sleep(generator.uniform(0.15, 0.5))
+        process.kill()
+        _, stderr = process.communicate(timeout=60)
+        kills += 1
+        if process.returncode == 0:
+            break
+    process = nightly.start() if process.returncode else process
+    if process.returncode is None:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    nightly.check(stderr)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_relative_databases_lie_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    recipe = {
+        "version": 1,
+        "source": {"uses": "read"},
+        "sink": {"uses": "sql", "with": {"url": "sqlite:///t.db", "table": "t", "create": True}},
+    }
+    (tmp_path / "sub" / "recipe.yaml").write_text(json.dumps(recipe))
+    assert run_etl("run", "sub/recipe.yaml", stdin=b'{"a":1}\n', cwd=tmp_path).returncode == 0
+    assert Database(f"sqlite:///{tmp_path}/sub/t.db")("SELECT a FROM t") == [(1,)]
