@@ -1,7 +1,7 @@
 """`etl` with parts so small that a few records make many. It stands for the program in the cases' other modes, which must
 give the same bytes.
 
-ETL_TEST_WORKERS says how many worker processes every run has; ETL_TEST_KILL after which of its checkpoints a run is killed.
+ETL_TEST_PART says how large parts are, ETL_TEST_WORKERS how many worker processes every run has; ETL_TEST_KILL after which of its checkpoints a run is killed.
 """
 
 import os
@@ -15,7 +15,7 @@ from etlcli.formats import ndjson
 from etlcli.io import extents
 
 for module in (stage, extents, ndjson):
-    module.PART = 100
+    module.PART = int(os.environ.get("ETL_TEST_PART", "100"))
 if "ETL_TEST_WORKERS" in os.environ:
     pipeline.Pipeline._workers = lambda self, source: int(os.environ["ETL_TEST_WORKERS"])
 if "ETL_TEST_KILL" in os.environ:

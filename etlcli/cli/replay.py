@@ -41,6 +41,11 @@ def replay(quarantine: str, recipe: str | None, settings: tuple[str, ...], outpu
         return
     resolved = load_recipe(recipe, settings)
     mine = [envelope for envelope in envelopes if envelope.recipe == resolved.name]
+    if resolved.sink is None:
+        raise UsageError(
+            f"{recipe} has several sinks, and what is replayed goes to one",
+            hint="leave --recipe out, and put the records through the commands that they need",
+        )
     sink = step("write", {"path": output or STDIN})
     run = Replay(resolved._replace(sink=sink._replace(id=resolved.sink.id)), quarantine, mine, log)
     try:

@@ -109,14 +109,21 @@ def within(recipe: Recipe, path: str) -> Iterator[None]:
 def plan(recipe: Recipe) -> list[str]:
     """The resolved recipe, a line each step."""
     lines = [f"recipe {recipe.name} is good; nothing was run"]
-    for kind, spec in [("source", recipe.source), *(("step", step) for step in recipe.steps), ("sink", recipe.sink)]:
-        lines.append(f"  {kind:6} {spec.id}: {spec.uses} {_options(spec)} {_on_error(spec)}")
+    lines += [_step("source", recipe.source), *(_step("step", step) for step in recipe.steps)]
+    for branch in recipe.outlets:
+        if recipe.routed:
+            lines.append(f"  route  {branch.when or 'all others'}")
+        lines += [*(_step("step", step) for step in branch.steps), _step("sink", branch.sink)]
     quarantine = f", quarantine {recipe.quarantine}" if recipe.quarantine else ""
     if recipe.checkpoint:
         incremental = ", only what is new" if recipe.incremental else ""
         lines.append(f"  checkpoint {recipe.checkpoint.dir} every {recipe.checkpoint.every:g} s{incremental}")
     lines.append(f"  errors max={recipe.budget.text or 'unbounded'}{quarantine}")
     return lines
+
+
+def _step(kind: str, spec: StepSpec) -> str:
+    return f"  {kind:6} {spec.id}: {spec.uses} {_options(spec)} {_on_error(spec)}"
 
 
 def _on_error(spec: StepSpec) -> str:

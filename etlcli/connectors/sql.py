@@ -59,7 +59,7 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
     examples = (
         ("etl sql --url sqlite:///flights.db --table flights --create < flights.ndjson", "into a new table"),
         (
-            "etl sql --url sqlite:///flights.db --table latest --create --mode upsert --key carrier,flight < flights.ndjson",
+            "etl sql --url sqlite:///flights.db --table now --create --mode upsert --key carrier,flight < flights.ndjson",
             "new rows, and new values of those that are there",
         ),
     )

@@ -20,6 +20,7 @@ class StepCount:
     being rejected, `retries` the tries it took; `entered` are records that did not come from the step before (a replay)."""
 
     __slots__ = (
+        "above",
         "absorbed",
         "discarded",
         "entered",
@@ -32,8 +33,10 @@ class StepCount:
         "step",
     )
 
-    def __init__(self, step: str) -> None:
+    def __init__(self, step: str, above: StepCount | None = None) -> None:
+        """`above` puts out what this one takes in, alone or with others."""
         self.step = step
+        self.above = above
         self.received = 0
         self.sent = 0
         self.made = 0
@@ -73,9 +76,10 @@ class Ledger:
     def __init__(self) -> None:
         self.steps: list[StepCount] = []
 
-    def open(self, step: str) -> StepCount:
-        """The counts of the next step, in pipeline order."""
-        self.steps.append(StepCount(step))
+    def open(self, step: str, above: StepCount | None = None) -> StepCount:
+        """The counts of the next step, in pipeline order; below the last, or another one."""
+        above = above or (self.steps[-1] if self.steps else None)
+        self.steps.append(StepCount(step, above))
         return self.steps[-1]
 
     def as_list(self) -> list[dict[str, Any]]:
@@ -100,13 +104,12 @@ class Ledger:
 
     def abandon(self) -> None:
         """The run has ended before its time: what was on its way, or held, is discarded as `abandoned`."""
-        sent = 0
-        for number, step in enumerate(self.steps):
-            if number:
-                step.received = max(step.received, sent + step.entered)
+        below = Counter(step.above for step in self.steps)
+        for step in self.steps:
+            if step.above and below[step.above] == 1:
+                step.received = max(step.received, step.above.sent + step.entered)
             step.discarded["abandoned"] += max(0, step.missing())
             step.discarded += Counter()
-            sent = step.sent
 
     def check(self) -> None:
         """Raises LedgerError naming the step whose records do not balance."""
@@ -115,9 +118,12 @@ class Ledger:
                 raise LedgerError(
                     f"{step.step}: {abs(step.missing())} records unaccounted for: {step.as_dict()}", where=step.step
                 )
-        for above, below in zip(self.steps, self.steps[1:], strict=False):
-            if above.sent + below.entered != below.received:
+        taken: Counter[StepCount | None] = Counter()
+        for step in self.steps:
+            taken[step.above] += step.received - step.entered
+        for above in self.steps:
+            if above in taken and above.sent != taken[above]:
+                below = ", ".join(step.step for step in self.steps if step.above is above)
                 raise LedgerError(
-                    f"{above.step} put out {above.sent} records, {below.step} took in {below.received}",
-                    where=below.step,
+                    f"{above.step} put out {above.sent} records, {below} took in {taken[above]}", where=below
                 )

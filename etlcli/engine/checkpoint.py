@@ -82,7 +82,9 @@ class Keeper:
         last run was."""
         if not self.before:
             return {"since": self._since} if kind == "source" and self._incremental else None
-        return {"source": self.before.source, "sink": self.before.sink}.get(kind, self.before.steps.get(step))
+        if kind == "source":
+            return self.before.source
+        return (self.before.sinks if kind == "sink" else self.before.steps).get(step)
 
     def due(self) -> bool:
         return monotonic() - self._taken_at >= self._every

@@ -39,7 +39,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     at: str
     source: State | None
     steps: dict[str, State | None]
-    sink: State | None
+    sinks: dict[str, State | None]
     outputs: dict[str, dict[str, Any]]
     """Files that will be published, by path: `io.kept.Position`."""
     spills: dict[str, int]

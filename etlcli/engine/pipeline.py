@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from glob import glob
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
@@ -23,13 +23,14 @@ from etlcli.core.policy import Policy
 from etlcli.core.stage import PART, Context, Sink, Source, Stage, State
 from etlcli.engine.drain import Drain
 from etlcli.engine.head import Head, Worked
+from etlcli.engine.outlet import Fork, Outlet, Route
 from etlcli.engine.recovery import tried
-from etlcli.engine.step import SinkStep, SourceStep, StageStep
+from etlcli.engine.step import SinkStep, SourceStep, StageStep, Step
 from etlcli.errors import FindingsError, Interrupted, LedgerError, TimedOut, TryLaterError, UsageError
-from etlcli.io.inputs import is_url
+from etlcli.io.inputs import STDIN, is_url
 from etlcli.io.stepfiles import StepFiles
 from etlcli.observe.logs import Log, now
-from etlcli.recipe.model import Recipe, StepSpec
+from etlcli.recipe.model import Branch, Recipe, StepSpec
 from etlcli.registry import find
 
 if TYPE_CHECKING:
@@ -84,49 +85,51 @@ class Pipeline:
                 position = before.quarantine if before else None
                 self._quarantine = resources.enter_context(Quarantine(self.recipe, self.run_id, position))
             if before and before.status == PUBLISHING:
-                self._publish_rest(resources)
+                self._publish_rest(before, resources)
                 return
-            source, stages, sink = self._build(resources)
+            plan = self._build(resources)
             if before:
                 self.ledger.restore(before.counts)
-            self._flow(source, stages, sink, resources)
-            for step in (source, *stages, sink):
+            self._flow(plan, resources)
+            for step in plan.steps:
                 step.finish_fallback()
             self.recipe.budget.check(self.ledger, finished=True)
             self.ledger.check()
             if self._findings:
                 raise FindingsError(f"records with findings: {self._findings} of {self.ledger.received}")
-            sink.component.finish()
+            for sink in plan.outlet.sinks:
+                sink.component.finish()
             with _undisturbed():
                 if self._keeper:
-                    self._take_checkpoint(source, [step for step in stages if step.commits], sink, status=PUBLISHING)
-                sink.component.commit()
+                    self._take_checkpoint(plan, PUBLISHING)
+                for sink in plan.outlet.sinks:
+                    sink.component.commit()
                 # Only now: what a stage remembers of records that were never published would lose them in the next run.
-                for step in () if _reporting(stages) else (source, *stages, sink):
+                for step in () if _reporting(plan.stages) else plan.steps:
                     step.commit_state()
                 if self._keeper:
-                    self._keeper.finished(**self._content(source))
-            self._say_finished(sink.count.sent)
+                    self._keeper.finished(**self._content(plan.source.component.snapshot()))
+            self._say_finished(plan.outlet.sinks)
 
-    def _flow(self, source: SourceStep, stages: Sequence[StageStep], sink: SinkStep, resources: ExitStack) -> None:
-        """All records, from the source to the sink."""
-        length = self._head_length(stages)
-        behind = stages[length:] if not length or _passes_on(stages[length - 1]) else ()
-        head = Head(source, stages[:length], _shared_reads(behind))
+    def _flow(self, plan: Plan, resources: ExitStack) -> None:
+        """All records, from the source to the sinks."""
+        source, trunk, outlet = plan
+        length = self._head_length(trunk)
+        behind = trunk[length:] if not length or _passes_on(trunk[length - 1]) else ()
+        head = Head(source, trunk[:length], _shared_reads(behind))
         worked = self._worked(source.component, head, resources)
         if self._keeper:
             resources.enter_context(self._drain.installed())
-            rest = partial(self._rest, source, stages, sink)
             if self._keeper.before is None:  # from now on it is known which run this is
-                self._take_checkpoint(source, stages, sink)
-            batches = head.batches(self._drawn(worked, rest), self._drain.deferred, rest)
+                self._take_checkpoint(plan)
+            batches = head.batches(self._drawn(worked, plan), self._drain.deferred, partial(self._rest, plan))
         else:
             batches = head.batches(worked, nullcontext, _no_rest)
-        for stage in stages[length:]:
+        for stage in trunk[length:]:
             batches = stage.through(self._entering(stage.count, batches))
-        for batch in self._entering(sink.count, batches):
-            if batch.count:
-                sink.write(batch)
+        for batch in self._entering(self.ledger.steps[len(trunk) + 1], batches):
+            outlet.put(batch)
+        outlet.finish()
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -143,77 +146,71 @@ class Pipeline:
             self.run_id, self._started, self._findings = before.run, before.started, before.findings
         return before
 
-    def _drawn(self, results: Iterator[Worked], rest: Callable[[], None]) -> Iterator[Worked]:
+    def _drawn(self, results: Iterator[Worked], plan: Plan) -> Iterator[Worked]:
         """A signal that comes while the run waits for input finds it at a barrier."""
         try:
             yield from results
         except (Interrupted, TimedOut):
-            rest()
+            self._take_checkpoint(plan)
             raise
 
-    def _rest(self, source: SourceStep, stages: Sequence[StageStep], sink: SinkStep) -> None:
-        """Everything that was read is in the sink."""
+    def _rest(self, plan: Plan) -> None:
+        """Everything that was read is in the sinks."""
         assert self._keeper
         if self._drain.asked or self._keeper.due():
-            self._take_checkpoint(source, stages, sink)
+            self._take_checkpoint(plan)
             self._drain.deliver()
 
-    def _take_checkpoint(
-        self, source: SourceStep, stages: Sequence[StageStep], sink: SinkStep, status: str = RUNNING
-    ) -> None:
-        """In this order: the sink and the stages bring what they hold into their files; those, and the quarantine, become
+    def _take_checkpoint(self, plan: Plan, status: str = RUNNING) -> None:
+        """In this order: the sinks and the stages bring what they hold into their files; those, and the quarantine, become
         durable; the manifest makes it count."""
         assert self._keeper
-        content = self._content(source)
-        if content["source"] is None and status == RUNNING:
+        position = plan.source.component.snapshot()
+        if position is None and status == RUNNING:
             return
-        content["sink"] = sink.component.snapshot()
-        content["steps"] = {step.count.step: step.component.snapshot() for step in stages}
-        self._keeper.take(status, **content)
+        sinks = {sink.count.step: sink.component.snapshot() for sink in plan.outlet.sinks}
+        stages = [stage for stage in plan.stages if status == RUNNING or stage.commits]
+        steps = {stage.count.step: stage.component.snapshot() for stage in stages}
+        self._keeper.take(status, **self._content(position, steps, sinks))
         self._log("debug", "checkpoint", status=status, read=self.ledger.received)
 
-    def _content(self, source: SourceStep) -> dict[str, Any]:
-        """What a manifest holds beside the states and files of a run."""
+    def _content(self, position: State | None, steps: Any = None, sinks: Any = None) -> dict[str, Any]:
+        """What a manifest holds beside the files of a run."""
         return {
             "run": self.run_id,
             "started": self._started,
             "at": now(),
-            "source": source.component.snapshot(),
-            "steps": {},
-            "sink": None,
+            "source": position,
+            "steps": steps or {},
+            "sinks": sinks or {},
             "quarantine": self._quarantine.position() if self._quarantine else None,
             "counts": self.ledger.as_list(),
             "findings": self._findings,
         }
 
-    def _publish_rest(self, resources: ExitStack) -> None:
+    def _publish_rest(self, before: Manifest, resources: ExitStack) -> None:
         """What a run still had to do that died when everything was complete."""
-        assert self._keeper and self._keeper.before
-        self.ledger.open(self.recipe.source.id)
-        stages = self._stages(resources)
-        sink_count = self.ledger.open(self.recipe.sink.id)
-        sink = self._sink(sink_count, resources) if find("sink", self.recipe.sink.uses).elsewhere else None
-        before = self._keeper.before
+        assert self._keeper
+        count = self.ledger.open(self.recipe.source.id)
+        stages = self._stages(self.recipe.steps, count, resources)
+        outlet = self._outlet(self.ledger.steps[-1], resources, elsewhere=True)
         self.ledger.restore(before.counts)
         with _undisturbed():
             self._keeper.publish()
-            if sink:
+            for sink in outlet.sinks:
                 sink.component.commit()
-            for stage in stages:
+            for stage in (*stages, *outlet.stages):
                 stage.commit_state()
-            self._keeper.finished(
-                run=self.run_id, started=self._started, at=now(), source=before.source, steps={}, sink=None,
-                quarantine=before.quarantine, counts=before.counts, findings=before.findings,
-            )  # fmt: skip
-        self._say_finished(sink_count.sent)
+            self._keeper.finished(**self._content(before.source))
+        self._say_finished(outlet.sinks)
 
-    def _say_finished(self, written: int) -> None:
+    def _say_finished(self, sinks: Sequence[SinkStep]) -> None:
         self._log(
             "info",
             "run_finished",
             recipe=self.recipe.name,
             read=self.ledger.received,
-            written=written,
+            written=sum(sink.count.sent for sink in sinks),
             rejected=self.ledger.rejected(),
             discarded=self.ledger.discarded(),
         )
@@ -271,40 +268,72 @@ class Pipeline:
         with ExitStack() as resources:
             self._quarantines()
             count = self.ledger.open(self.recipe.source.id)
-            self._source(count, self._stages(resources), resources)
+            stages = self._stages(self.recipe.steps, count, resources)
+            for branch in self.recipe.branches:
+                stages += self._stages(branch.steps, count, resources)
+            self._source(count, stages, resources)
 
-    def _build(self, resources: ExitStack) -> tuple[SourceStep, list[StageStep], SinkStep]:
+    def _build(self, resources: ExitStack) -> Plan:
+        count = self.ledger.open(self.recipe.source.id)
+        trunk = self._stages(self.recipe.steps, count, resources)
+        # Inputs are opened before the outputs, so that a missing file leaves no trace.
+        beyond: list[StageStep] = []
+        source = self._source(count, trunk, resources, beyond)
+        outlet = self._outlet(self.ledger.steps[-1], resources, reporting=_reporting(trunk))
+        beyond += outlet.stages
+        return Plan(source, trunk, outlet)
+
+    def _outlet(
+        self, above: StepCount, resources: ExitStack, *, reporting: bool = False, elsewhere: bool = False
+    ) -> Outlet | Fork:
+        """`reporting`: of a run that makes no output. `elsewhere`: only the sinks that are to be found elsewhere than in
+        the run's files."""
+
+        def outlet(branch: Branch, above: StepCount) -> Outlet:
+            stages = self._stages(branch.steps, above, resources)
+            count = self.ledger.open(branch.sink.id, stages[-1].count if stages else above)
+            nowhere = reporting or (elsewhere and not find("sink", branch.sink.uses).elsewhere)
+            return Outlet(stages, self._sink(branch.sink, count, resources, nowhere=nowhere))
+
         recipe = self.recipe
-        source_count = self.ledger.open(recipe.source.id)
-        stages = self._stages(resources)
-        # Inputs are opened before the output, so that a missing file leaves no trace.
-        source = self._source(source_count, stages, resources)
-        count = self.ledger.open(recipe.sink.id)
-        return source, stages, self._sink(count, resources, reporting=_reporting(stages))
+        if recipe.sink:
+            return outlet(recipe.outlets[0], above)
+        from etlcli.core.expressions import Expression
 
-    def _sink(self, count: StepCount, resources: ExitStack, *, reporting: bool = False) -> SinkStep:
-        spec = self.recipe.sink
+        count = self.ledger.open("route" if recipe.routed else "sinks", above)
+        routes = []
+        for branch in recipe.branches:
+            condition = Expression(branch.when, now=self._started) if branch.when else None
+            routes.append(Route(outlet(branch, count), condition, self._policy(branch.then)))
+        return Fork(routes, count, routed=recipe.routed)
+
+    def _sink(self, spec: StepSpec, count: StepCount, resources: ExitStack, *, nowhere: bool) -> SinkStep:
         policy = self._policy(spec.on_error.then)
         context = self._context(spec, count, policy, resources)
-        sink: Sink = Nowhere({}, context) if reporting else self._component("sink", spec, context, self._state("sink"))
+        state = self._state("sink", spec.id)
+        sink: Sink = Nowhere({}, context) if nowhere else self._component("sink", spec, context, state)
         return SinkStep(sink, spec.on_error, count, policy, self._fallback(spec, context))
 
-    def _source(self, count: StepCount, stages: Sequence[StageStep], resources: ExitStack) -> SourceStep:
+    def _source(
+        self, count: StepCount, stages: Sequence[StageStep], resources: ExitStack, beyond: Sequence[StageStep] = ()
+    ) -> SourceStep:
+        """`beyond` are stages behind a fork, which may be known only later."""
         spec = self.recipe.source
         # A run that only reports says of every bad line what is wrong, rather than stop at the first.
         policy = self._policy("report" if spec.on_error.then == "fail" and _reporting(stages) else spec.on_error.then)
-        reads, due = _shared_reads(stages), partial(_soonest, stages)
+        reads, due = _shared_reads(stages), lambda: _soonest((*stages, *beyond))
         context = self._context(spec, count, policy, resources, reads=reads, due=due)
         source: Source = self._component("source", spec, context, self._state("source"))
         return SourceStep(source, spec.on_error, count, policy, self._fallback(spec, context))
 
-    def _stages(self, resources: ExitStack) -> list[StageStep]:
-        """The stages, in order. Those that hold their whole input share the memory."""
-        holding = [spec for spec in self.recipe.steps if find("stage", spec.uses).scope == "all"]
+    def _stages(self, specs: Sequence[StepSpec], above: StepCount, resources: ExitStack) -> list[StageStep]:
+        """Stages one after another. Those of the recipe that hold their whole input share the memory."""
+        holding = [spec for spec in self.recipe.stages if find("stage", spec.uses).scope == "all"]
         memory = self.recipe.memory // max(1, len(holding))
         steps = []
-        for spec in self.recipe.steps:
-            count, policy = self.ledger.open(spec.id), self._policy(spec.on_error.then)
+        for spec in specs:
+            above = count = self.ledger.open(spec.id, above)
+            policy = self._policy(spec.on_error.then)
             context = self._context(spec, count, policy, resources, memory=memory)
             stage: Stage = self._component("stage", spec, context, self._state("stage", spec.id))
             policy = self._policy("report") if stage.reports else policy
@@ -358,7 +387,7 @@ class Pipeline:
     def _quarantines(self) -> bool:
         """Whether any step puts records into quarantine; if so there must be a file for them."""
         recipe = self.recipe
-        wanted = any(spec.on_error.then == "quarantine" for spec in recipe.specs)
+        wanted = "quarantine" in [spec.on_error.then for spec in recipe.specs] + [each.then for each in recipe.branches]
         if wanted and not recipe.quarantine:
             raise UsageError(
                 "a step that puts records into quarantine needs a file for them",
@@ -377,19 +406,28 @@ class Pipeline:
         """A file that a stage writes would replace the output, or be replaced by it; the output may replace what the
         source reads, and nothing that a step does."""
         options = [
-            (spec, option) for spec in self.recipe.steps for option in spec.params.options if option.kind == "path"
+            (spec, option) for spec in self.recipe.stages for option in spec.params.options if option.kind == "path"
         ]
         named = [(spec, option, path) for spec, option in options if (path := getattr(spec.params, option.attribute))]
         paths = list(map(os.path.realpath, self._paths())) if named else []
-        output = getattr(self.recipe.sink.params, "path", None)
+        outputs = self._outputs()
         for spec, option, path in named:
             own = os.path.realpath(self._path(path))
-            if (option.written and paths.count(own) > 1) or (output and own == os.path.realpath(self._path(output))):
+            if (option.written and paths.count(own) > 1) or own in outputs:
                 raise UsageError(
                     f"{option.flag} {path} is also another file that the run reads or writes",
                     where=f"step {spec.id}",
                     hint="give it a file of its own",
                 )
+
+    def _outputs(self) -> list[str]:
+        """The files that the sinks replace. Raises UsageError when two have the same."""
+        paths = [path for sink in self.recipe.sinks if (path := getattr(sink.params, "path", None)) and path != STDIN]
+        outputs = [os.path.realpath(self._path(path)) for path in paths]
+        for path, output in zip(paths, outputs, strict=True):
+            if outputs.count(output) > 1:
+                raise UsageError(f"two sinks write {path}", where="sinks", hint="give each a file of its own")
+        return outputs
 
     def _paths(self) -> Iterator[str]:
         """The files that the steps' options name."""
@@ -436,8 +474,24 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class Plan(NamedTuple):
+    """A pipeline as it was built."""
+
+    source: SourceStep
+    trunk: list[StageStep]
+    outlet: Outlet | Fork
+
+    @property
+    def stages(self) -> list[StageStep]:
+        return [*self.trunk, *self.outlet.stages]
+
+    @property
+    def steps(self) -> list[Step]:
+        return [self.source, *self.stages, *self.outlet.sinks]
+
+
 class Nowhere(Sink):
-    """For a run that only reports: it makes no output, not even an empty one."""
+    """Makes no output, not even an empty one: for a run that only reports."""
 
     def write(self, batch: Batch) -> list[Reject]:
         return []

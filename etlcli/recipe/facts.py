@@ -24,9 +24,12 @@ _WHOLE = 16 << 20
 def facts_of(recipe: Recipe) -> dict[str, str]:
     """A digest for each thing that decides the result, by its place in the recipe."""
     facts: dict[str, str] = {}
-    for place, spec in [("source", recipe.source), *_placed(recipe.steps), ("sink", recipe.sink)]:
+    placed = [("source", recipe.source), *_placed("steps", recipe.stages), *_placed("sinks", recipe.sinks)]
+    for place, spec in placed:
         facts |= {f"{place}.{name}": _digest(value) for name, value in _of_step(spec, recipe.base_dir)}
-    facts["steps"] = _digest([spec.id for spec in recipe.steps])
+    facts["steps"] = _digest([spec.id for spec in recipe.stages])
+    routes = [[branch.when, branch.then, [step.id for step in branch.steps]] for branch in recipe.branches]
+    facts["route"] = _digest([recipe.routed, routes])
     facts["source.incremental"] = _digest(recipe.incremental)
     if recipe.quarantine:
         facts["errors.quarantine"] = _digest(recipe.quarantine)
@@ -40,9 +43,9 @@ def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
     return sorted(place for place in places if place in before or not place.endswith(("on_error.then", ".quarantine")))
 
 
-def _placed(steps: tuple[StepSpec, ...]) -> Iterator[tuple[str, StepSpec]]:
+def _placed(section: str, steps: tuple[StepSpec, ...]) -> Iterator[tuple[str, StepSpec]]:
     for step in steps:
-        yield f"steps.{step.id}", step
+        yield f"{section}.{step.id}", step
 
 
 def _of_step(spec: StepSpec, base_dir: str) -> Iterator[tuple[str, Any]]:
@@ -66,7 +69,7 @@ def _of_policy(on_error: OnError, base_dir: str) -> Iterator[tuple[str, Any]]:
     if on_error.fallback:
         value, changes, steps = on_error.fallback
         yield "on_error.fallback", [value and value.decode(), changes]
-        for place, step in _placed(steps):
+        for place, step in _placed("steps", steps):
             for name, fact in _of_step(step, base_dir):
                 yield f"on_error.fallback.{place}.{name}", fact
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etlcli.core.edit import encode
+from etlcli.core.expressions import check_condition
 from etlcli.core.fields import parse_path
 from etlcli.core.params import Declared, parse_duration, parse_limit, parse_size, parse_workers
 from etlcli.core.policy import THEN, ErrorBudget, Retry
@@ -22,13 +23,26 @@ from etlcli.errors import RecipeError, nearest
 from etlcli.formats.yaml12 import Node, YamlError, load
 from etlcli.io.inputs import read_whole
 from etlcli.observe.logs import LEVELS
-from etlcli.recipe.model import CheckpointSpec, Fallback, OnError, Recipe, StepSpec
+from etlcli.recipe.model import Branch, CheckpointSpec, Fallback, OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS
 from etlcli.registry import load as load_target
 
 MAX_BYTES = 1 << 20
 VERSION = 1
-TOP = ("version", "name", "params", "source", "steps", "sink", "runtime", "checkpoint", "errors", "logging")
+TOP = (
+    "version",
+    "name",
+    "params",
+    "source",
+    "steps",
+    "sink",
+    "sinks",
+    "route",
+    "runtime",
+    "checkpoint",
+    "errors",
+    "logging",
+)
 _ELSEWHERE = {
     "memory": "memory is shared by all steps: runtime.memory",
     "max_errors": "the error budget is the run's: errors.max",
@@ -64,7 +78,7 @@ class _Loader:
         for setting in settings:
             self._set(setting)
             digest.update(b"\0" + setting.encode(errors="surrogateescape"))
-        top = self._section(self._root, TOP, "the recipe", required=("version", "source", "sink"))
+        top = self._section(self._root, TOP, "the recipe", required=("version", "source"))
         if self._plain(top["version"]) != VERSION:
             raise self._error(top["version"], f"version must be {VERSION}")
         self._params = self._read_params(top.get("params"))
@@ -73,11 +87,12 @@ class _Loader:
         logging = self._section(top.get("logging"), ("level",), "logging")
         name = self._text(top.get("name"), os.path.splitext(os.path.basename(self._path))[0])
         steps = self._steps(top.get("steps"))
+        sink, branches = self._outlets(top)
         return Recipe(
             name,
             self._component(top["source"], "source"),
             steps,
-            self._component(top["sink"], "sink"),
+            sink,
             self._parsed(errors.get("max"), ErrorBudget, None),
             self._text(errors.get("quarantine"), None),
             base_dir=os.path.dirname(self._path),
@@ -87,9 +102,57 @@ class _Loader:
             timeout=self._parsed(runtime["timeout"], parse_duration, None) if "timeout" in runtime else None,
             checkpoint=self._checkpoint(top.get("checkpoint")),
             incremental=self._incremental(top["source"], top.get("checkpoint")),
+            branches=branches,
+            routed="route" in top,
             log_level=self._level(logging.get("level")),
             digest=digest.hexdigest(),
         )
+
+    def _outlets(self, top: Mapping[str, Node]) -> tuple[StepSpec | None, tuple[Branch, ...]]:
+        """The sink, or the branches to several."""
+        given = [name for name in ("sink", "sinks", "route") if name in top]
+        if len(given) != 1:
+            raise self._error(
+                top[given[1]] if given else self._root,
+                "the recipe needs one of sink, sinks and route",
+                hint="sinks all get every record; route deals them out by conditions",
+            )
+        node = top[given[0]]
+        if given == ["sink"]:
+            return self._component(node, "sink"), ()
+        if not isinstance(node.value, list) or not node.value:
+            raise self._error(node, f"{given[0]} must be a list")
+        read = self._route if given == ["route"] else self._copy
+        branches = tuple(map(read, node.value))
+        self._check_ids(branches, node, top.get("steps"))
+        return None, branches
+
+    def _copy(self, node: Node) -> Branch:
+        return Branch((), self._component(node, "sink"))
+
+    def _route(self, node: Node) -> Branch:
+        section = self._section(node, ("when", "on_error", "steps", "sink"), "a route", required=("sink",))
+        when = self._text(section.get("when"), None)
+        if when is not None:
+            try:
+                check_condition(when)
+            except ValueError as error:
+                raise self._error(section["when"], str(error)) from None
+        on_error = self._on_error(section.get("on_error"), "stage")
+        if on_error.fallback or on_error.retry.attempts > 1:
+            raise self._error(section["on_error"], "a condition that cannot be told can only fail, skip or quarantine")
+        steps = self._steps(section.get("steps"))
+        return Branch(steps, self._component(section["sink"], "sink"), when, on_error.then)
+
+    def _check_ids(self, branches: tuple[Branch, ...], node: Node, steps: Node | None) -> None:
+        seen = {"sinks", "route", *(spec.id for spec in self._steps(steps))}
+        for item, branch in zip(node.value, branches, strict=True):
+            for spec in (*branch.steps, branch.sink):
+                if spec.id in seen:
+                    raise self._error(
+                        item, f"the id {spec.id!r} is taken", hint="give each step and sink an id of its own"
+                    )
+                seen.add(spec.id)
 
     def _checkpoint(self, node: Node | None) -> CheckpointSpec | None:
         if node is None:
@@ -129,7 +192,7 @@ class _Loader:
         return tuple(steps)
 
     def _component(self, node: Node, kind: str) -> StepSpec:
-        known = ("uses", "with", "on_error", *{"stage": ["id"], "source": ["incremental"]}.get(kind, []))
+        known = ("uses", "with", "on_error", "incremental" if kind == "source" else "id")
         section = self._section(node, known, f"a {kind}", required=("uses",))
         uses = self._text(section["uses"], None)
         names = [name for name, entry in COMPONENTS.items() if entry.kind == kind]

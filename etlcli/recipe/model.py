@@ -37,6 +37,17 @@ class StepSpec(NamedTuple):
     on_error: OnError = OnError()
 
 
+class Branch(NamedTuple):
+    """A sink and the steps before it, where records go to several."""
+
+    steps: tuple[StepSpec, ...]
+    sink: StepSpec
+    when: str | None = None
+    """The condition of the records that go there; None for all."""
+    then: str = "fail"
+    """What to do with records of which the condition cannot be told."""
+
+
 class CheckpointSpec(NamedTuple):
     dir: str
     every: float = 30.0
@@ -49,7 +60,8 @@ class Recipe(NamedTuple):
     name: str
     source: StepSpec
     steps: tuple[StepSpec, ...]
-    sink: StepSpec
+    sink: StepSpec | None
+    """None where there are `branches`."""
     budget: ErrorBudget
     quarantine: str | None = None
     base_dir: str = ""
@@ -66,10 +78,26 @@ class Recipe(NamedTuple):
     checkpoint: CheckpointSpec | None = None
     incremental: bool = False
     """Whether a run reads only what the last one has not."""
+    branches: tuple[Branch, ...] = ()
+    routed: bool = False
+    """Whether a record goes to the first branch whose condition is true, instead of to all."""
     log_level: str = "warning"
     digest: str | None = None
     """Of the recipe's text, for the quarantine; None for a subcommand."""
 
     @property
+    def outlets(self) -> tuple[Branch, ...]:
+        return (Branch((), self.sink),) if self.sink else self.branches
+
+    @property
+    def stages(self) -> tuple[StepSpec, ...]:
+        """All steps between the source and the sinks."""
+        return (*self.steps, *(step for branch in self.branches for step in branch.steps))
+
+    @property
+    def sinks(self) -> tuple[StepSpec, ...]:
+        return tuple(branch.sink for branch in self.outlets)
+
+    @property
     def specs(self) -> tuple[StepSpec, ...]:
-        return (self.source, *self.steps, self.sink)
+        return (self.source, *self.stages, *self.sinks)

@@ -21,7 +21,8 @@ def recipe_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "etl recipe",
         "type": "object",
-        "required": ["version", "source", "sink"],
+        "required": ["version", "source"],
+        "oneOf": [{"required": [name]} for name in ("sink", "sinks", "route")],
         "additionalProperties": False,
         "properties": {
             "version": {"const": 1},
@@ -30,7 +31,11 @@ def recipe_schema() -> dict[str, Any]:
                 {"type": {"enum": ["string", "integer", "number", "boolean"]}, "default": True})},
             "source": _one_of("source"),
             "steps": _STEPS,
-            "sink": _one_of("sink"),
+            "sink": {"$ref": "#/$defs/sink"},
+            "sinks": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/sink"}},
+            "route": {"type": "array", "minItems": 1, "items": _object(
+                {"when": {"type": "string"}, "on_error": _object({"then": {"enum": list(THEN)}}), "steps": _STEPS,
+                 "sink": {"$ref": "#/$defs/sink"}}, ["sink"])},
             "runtime": _object(
                 dict.fromkeys(("workers", "memory", "queue", "timeout"), _NUMBER_OR_TEXT)
             ),
@@ -42,6 +47,7 @@ def recipe_schema() -> dict[str, Any]:
         },
         "$defs": {
             "steps": {"type": "array", "items": _one_of("stage")},
+            "sink": _one_of("sink"),
             "on_error": _on_error("value", "set", "steps"),
             "on_error_of_a_source": _on_error("value"),
         },
@@ -61,10 +67,7 @@ def _step(name: str, component: type[Component], help: str, kind: str) -> dict[s
         "with": _object(_values(options), required),
         "on_error": {"$ref": "#/$defs/on_error_of_a_source" if kind == "source" else "#/$defs/on_error"},
     }
-    if kind == "stage":
-        properties["id"] = {"type": "string"}
-    if kind == "source":
-        properties["incremental"] = {"type": "boolean"}
+    properties |= {"incremental": {"type": "boolean"}} if kind == "source" else {"id": {"type": "string"}}
     return _object(properties, ["uses", "with"] if required else ["uses"])
 
 
