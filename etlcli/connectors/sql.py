@@ -63,6 +63,7 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
             "new rows, and new values of those that are there",
         ),
     )
+    waits = True
     elsewhere = True
 
     class Params(params.Declared):
@@ -187,7 +188,9 @@ class _Database:
             address = sqlalchemy.make_url(url)
             if address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:"):
                 address = address.set(database=os.path.join(ctx.base_dir, str(address.database)))
-            engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+            # One of several sinks works in a thread of its own.
+            anywhere = {"check_same_thread": False} if address.get_backend_name() == "sqlite" else {}
+            engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, connect_args=anywhere)
         except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as error:
             raise UsageError(
                 f"--url {self._shown}: {masked(str(error))}", hint="for example sqlite:///file.db, or "

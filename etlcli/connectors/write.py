@@ -72,7 +72,9 @@ below the template's own directory, whatever it holds."""
         self._begun: dict[str, State] = state["files"] if state else {}
         if params.path:
             path = located(params.path, ctx.base_dir)
-            self._write: Callable[[Batch], list[Reject]] = self._open(path).write
+            file = self._open(path)
+            self.waits = not isinstance(file.output, AtomicFile)
+            self._write: Callable[[Batch], list[Reject]] = file.write
         else:
             self._template = _Template(params.path_template, ctx.base_dir)
             _allow_open_files(params.max_files)

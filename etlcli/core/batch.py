@@ -268,6 +268,26 @@ class Batch:
             self._lines = lines_of(self._chunk)
         return self._lines
 
+    @property
+    def size(self) -> int:
+        """Bytes of its lines, with newlines."""
+        return sum(map(len, self.lines)) + self.count if self._chunk is None else len(self._chunk)
+
+    def twin(self) -> Batch:
+        """The same records in another object, for another thread: the forms it derives are its own."""
+        return Batch(
+            self.count,
+            chunk=self._chunk,
+            lines=self._lines,
+            span=self._span,
+            rows=self._rows,
+            structs=self._structs,
+            projected=self._projection,
+            exact=self._exact,
+            kin=self._kin,
+            given=self._given,
+        )
+
     def columns(self, paths: tuple[Path, ...]) -> list[list[Any]]:
         """The values of each path, MISSING where a record has none. Numbers are what the record says: an int of any size, a
         float where Python writes that float with the number's value, a Decimal otherwise."""

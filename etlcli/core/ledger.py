@@ -9,6 +9,7 @@ imbalance, and the run fails.
 from __future__ import annotations
 
 from collections import Counter
+from threading import RLock
 from typing import Any
 
 from etlcli.errors import LedgerError
@@ -73,8 +74,11 @@ class StepCount:
 
 
 class Ledger:
+    """A step's counts are one thread's at a time. Whoever has to do with rejects and their budget holds the `lock`."""
+
     def __init__(self) -> None:
         self.steps: list[StepCount] = []
+        self.lock = RLock()
 
     def open(self, step: str, above: StepCount | None = None) -> StepCount:
         """The counts of the next step, in pipeline order; below the last, or another one."""

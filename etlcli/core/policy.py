@@ -82,8 +82,11 @@ class Policy:
         self._ledger = ledger
 
     def reject(self, count: StepCount, rejects: Sequence[Reject]) -> None:
-        if not rejects:
-            return
+        if rejects:
+            with self._ledger.lock:
+                self._handle_all(count, rejects)
+
+    def _handle_all(self, count: StepCount, rejects: Sequence[Reject]) -> None:
         if self.then == "fail":
             first = rejects[0]
             count.rejected[first.code] += 1

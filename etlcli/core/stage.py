@@ -218,6 +218,8 @@ class Timed(Protocol):
 class Sink(Component):
     """Ends a pipeline. Nothing it wrote is visible under its final name before `commit`, which comes after `finish`."""
 
+    waits: bool = False
+    """Whether `write` may wait for somebody else, as a database or a reader."""
     elsewhere: ClassVar[bool] = False
     """Whether it writes to something else than `ctx.files`. Of a run that died between the last checkpoint and the end,
     another process publishes the files; `commit` is called there, with the last snapshot, only if this is true."""

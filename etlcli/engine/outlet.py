@@ -1,12 +1,17 @@
 """Where records leave the trunk of a pipeline: into a sink, or at a fork into several, each behind steps of its own.
 
-Everything before is pulled; here batches are pushed, to one outlet after the other. Each has taken a batch entirely before
-the next part of the input is asked for, so that a checkpoint finds all of them at the same place.
+Everything before is pulled; here batches are pushed. One of several outlets that waits for somebody else, as a database,
+has a thread and a queue of its own, so that the others go on while it is slow, until its queue is full: then the whole
+pipeline waits for it. (Those that compute would only fight for the interpreter's lock.) Before a checkpoint all queues are
+emptied, so that it finds all outlets at the same place.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from threading import Condition, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 from etlcli.core.batch import Batch
@@ -26,6 +31,7 @@ class Outlet:
     def __init__(self, stages: Sequence[StageStep], sink: SinkStep) -> None:
         self.stages = stages
         self.sinks = [sink]
+        self.waits = sink.component.waits or any(stage.component.waits for stage in stages)
         self._sink = sink
 
     def put(self, batch: Batch) -> None:
@@ -36,12 +42,92 @@ class Outlet:
         for at, stage in enumerate(self.stages):
             self._put(stage.finished(), at + 1)
 
+    def settle(self) -> None:
+        """Returns when what was put has arrived."""
+
     def _put(self, batches: Iterable[Batch], at: int) -> None:
         for stage in self.stages[at:]:
             batches = stage.each(batches)
         for batch in batches:
             if batch.count:
                 self._sink.write(batch)
+
+
+class Queue:
+    """An outlet behind a queue of `limit` bytes, or one batch. What goes wrong in its thread is raised where the next batch
+    is put, or by `settle`. `stop` it however the run ends."""
+
+    def __init__(self, outlet: Outlet, limit: int) -> None:
+        self._outlet = outlet
+        self._limit = limit
+        self._waiting: deque[Batch | None] = deque()
+        """None stands for the end of input."""
+        self._size = 0
+        self._busy = False
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._changed = Condition()
+        self._thread: Thread | None = None
+
+    def put(self, batch: Batch) -> None:
+        size = batch.size
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or not self._size or self._size + size <= self._limit)
+            self._add(batch.twin())
+
+    def finish(self) -> None:
+        with self._changed:
+            self._add(None)
+
+    def settle(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or not (self._waiting or self._busy))
+            self._check()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread:
+            self._thread.join()
+
+    def _add(self, batch: Batch | None) -> None:
+        self._check()
+        if batch is not None:
+            if not batch.count and self._waiting:  # time passes for it anyway
+                return
+            self._size += batch.size
+        self._waiting.append(batch)
+        if self._thread is None:
+            self._thread = Thread(target=self._work, daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self._error:
+            raise self._error
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._stopped or self._waiting)
+                if self._stopped:
+                    return
+                batch, self._busy = self._waiting.popleft(), True
+            try:
+                if batch is None:
+                    self._outlet.finish()
+                else:
+                    self._outlet.put(batch)
+            except BaseException as error:
+                with self._changed:
+                    self._error, self._busy = error, False
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._size -= batch.size if batch is not None else 0
 
 
 class Route(NamedTuple):
@@ -55,10 +141,19 @@ class Route(NamedTuple):
 class Fork:
     """Several outlets: every record goes to the first whose condition is true (`routed`), or to each of them."""
 
-    def __init__(self, routes: Sequence[Route], count: StepCount, *, routed: bool) -> None:
+    def __init__(
+        self, routes: Sequence[Route], count: StepCount, *, routed: bool, queue: int, resources: ExitStack
+    ) -> None:
+        """`queue`: bytes that may wait in all queues together."""
         self._routes = routes
         self._routed = routed
         self._count = count
+        self._outlets: list[Outlet | Queue] = []
+        for route in routes:
+            self._outlets.append(route.outlet)
+            if route.outlet.waits:
+                queued = self._outlets[-1] = Queue(route.outlet, queue // len(routes))
+                resources.callback(queued.stop)
         self.stages = [stage for route in routes for stage in route.outlet.stages]
         self.sinks = [sink for route in routes for sink in route.outlet.sinks]
 
@@ -69,15 +164,20 @@ class Fork:
             return
         self._count.made += batch.count * (len(self._routes) - 1)
         self._count.sent += batch.count * len(self._routes)
-        for route in self._routes:
-            route.outlet.put(batch)
+        for each in self._outlets:
+            each.put(batch)
 
     def finish(self) -> None:
-        for route in self._routes:
-            route.outlet.finish()
+        for each in self._outlets:
+            each.finish()
+        self.settle()
+
+    def settle(self) -> None:
+        for each in self._outlets:
+            each.settle()
 
     def _deal(self, batch: Batch) -> None:
-        for outlet, condition, policy in self._routes:
+        for each, (_, condition, policy) in zip(self._outlets, self._routes, strict=True):
             mine, rest = batch, _TICK
             if condition is not None and batch.count:
                 kept, errors = condition.select(batch.count, batch.columns(condition.paths))
@@ -87,7 +187,7 @@ class Fork:
                 if len(kept) < batch.count:
                     mine, rest = batch.take(kept), batch.without({*kept, *errors})
             self._count.sent += mine.count
-            outlet.put(mine)
+            each.put(mine)
             batch = rest
         if batch.count:
             self._count.discarded["no_route"] += batch.count

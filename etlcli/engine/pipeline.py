@@ -165,6 +165,7 @@ class Pipeline:
         """In this order: the sinks and the stages bring what they hold into their files; those, and the quarantine, become
         durable; the manifest makes it count."""
         assert self._keeper
+        plan.outlet.settle()
         position = plan.source.component.snapshot()
         if position is None and status == RUNNING:
             return
@@ -305,7 +306,7 @@ class Pipeline:
         for branch in recipe.branches:
             condition = Expression(branch.when, now=self._started) if branch.when else None
             routes.append(Route(outlet(branch, count), condition, self._policy(branch.then)))
-        return Fork(routes, count, routed=recipe.routed)
+        return Fork(routes, count, routed=recipe.routed, queue=recipe.queue, resources=resources)
 
     def _sink(self, spec: StepSpec, count: StepCount, resources: ExitStack, *, nowhere: bool) -> SinkStep:
         policy = self._policy(spec.on_error.then)
