@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from etlcli.core.expressions import Expression
 
 _TICK = Batch.of_lines([])
+_PATIENCE = 2.0
+"""Seconds for a thread to end when the run does."""
 
 
 class Outlet:
@@ -89,7 +91,7 @@ class Queue:
             self._stopped = True
             self._changed.notify_all()
         if self._thread:
-            self._thread.join()
+            self._thread.join(_PATIENCE)  # it may be waiting for somebody who never comes
 
     def _add(self, batch: Batch | None) -> None:
         self._check()

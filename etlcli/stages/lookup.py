@@ -115,6 +115,9 @@ of --default."""
         )
         default = params.json_object("Fields of a record whose key is not found, with --on-miss default.")
         timeout = params.duration("How long the command may take to answer before it is killed.", default=300.0)
+        concurrency = params.integer(
+            "Commands that answer at a time, each some of a batch's keys.", default=1, minimum=1
+        )
         cache = params.path("File that keeps the answers for the next run; made if it is not there.", written=True)
         ttl = params.duration("How long an answer is good.")
         max_entries = params.integer("Most answers that are remembered.", default=1_000_000, minimum=1)
@@ -131,8 +134,11 @@ of --default."""
                 raise ValueError("from: standard input is for the records; name a file")
             if self.table and not self.from_:
                 raise ValueError("table: goes with from")
-            if self.from_ and (self.cache or self.ttl is not None):
-                raise ValueError(f"{'cache' if self.cache else 'ttl'}: goes with a command")
+            for name in ("cache", "ttl") if self.from_ else ():
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: goes with a command")
+            if self.from_ and self.concurrency > 1:
+                raise ValueError("concurrency: goes with a command")
             for name in ("ttl", "timeout"):
                 if getattr(self, name) == 0:
                     raise ValueError(f"{name}: must be more than 0")
@@ -417,14 +423,16 @@ class _Asked:
     """What a command answers, each key asked for once as long as the answer is remembered."""
 
     def __init__(self, params: Any, ctx: Context, pairs: list[Pair], fields: dict[str, str]) -> None:
-        from etlcli.io.command import find_command
+        from etlcli.io.command import Commands, find_command
 
         self._params = params
         self._ctx = ctx
         self._others = tuple(pair.other for pair in pairs)
         self._fields = fields
-        self._directory = os.path.abspath(ctx.base_dir) if ctx.base_dir else ""
-        find_command(params.command, self._directory)
+        directory = os.path.abspath(ctx.base_dir) if ctx.base_dir else ""
+        find_command(params.command, directory)
+        self._commands = Commands(params.command, directory, params.timeout, concurrency=params.concurrency)
+        ctx.resources.callback(self._commands.stop)
         self.names: dict[str, None] = dict.fromkeys(fields.values())
         self._path = os.path.join(ctx.base_dir, params.cache) if params.cache else ""
         self._about = {
@@ -448,12 +456,18 @@ class _Asked:
         answers: Answers = {key: text.encode() for key, text in known.items() if text is not None}
         if not unknown:
             return self._named(answers)
-        given, tries = self._ctx.retry(partial(self._ask, [keys[key] for key in unknown]))
-        if isinstance(given, Failure):
-            return self._named({**answers, **dict.fromkeys(unknown, given._replace(attempts=tries))})
-        now = round(time(), 3)
-        store.put({key: {"seen": now, "found": text} for key, text in zip(unknown, given, strict=True)})
-        answers.update((key, text.encode()) for key, text in zip(unknown, given, strict=True) if text is not None)
+        share = -(-len(unknown) // self._params.concurrency)
+        parts = [unknown[start : start + share] for start in range(0, len(unknown), share)]
+        outcomes = self._commands.each(
+            lambda part: self._ctx.retry(partial(self._ask, [keys[key] for key in part])), parts
+        )
+        for part, (given, tries) in zip(parts, outcomes, strict=True):
+            if isinstance(given, Failure):
+                answers.update(dict.fromkeys(part, given._replace(attempts=tries)))
+                continue
+            now = round(time(), 3)
+            store.put({key: {"seen": now, "found": text} for key, text in zip(part, given, strict=True)})
+            answers.update((key, text.encode()) for key, text in zip(part, given, strict=True) if text is not None)
         return self._named(answers)
 
     def finish(self) -> None:
@@ -506,12 +520,12 @@ class _Asked:
         return answers
 
     def _ask(self, keys: Sequence[Sequence[Any]]) -> list[str | None] | Failure:
-        from etlcli.io.command import Command, CommandError
+        from etlcli.io.command import CommandError
 
         name = self._params.command[0]
         questions = encode_lines([_nested(self._others, values) for values in keys])
         try:
-            output = Command(self._params.command, self._directory, self._params.timeout).run(questions)
+            output = self._commands.run(questions)
         except CommandError as error:
             return Failure("lookup_failed", error.message)
         chunk = output if output.endswith(b"\n") or not output else output + b"\n"

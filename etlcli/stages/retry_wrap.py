@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 from math import inf
@@ -23,7 +23,7 @@ from etlcli.core.fields import projection
 from etlcli.core.intake import parse
 from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import FindingsError, UsageError
-from etlcli.io.command import Command, CommandError, MisalignedError, find_command
+from etlcli.io.command import Command, CommandError, Commands, MisalignedError, find_command
 from etlcli.registry import find
 
 
@@ -105,10 +105,10 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         self._name = f"etl {params.stage}" if params.stage else self._argv[0]
         self._directory = os.path.abspath(ctx.base_dir) if ctx.base_dir else ""
         find_command(self._argv, self._directory)
-        self._running: set[Command] = set()
-        self._stopped = False
+        self._commands = Commands(self._argv, self._directory, params.timeout, self._name, params.concurrency)
         self._process: Command | None = None
-        ctx.resources.callback(self._kill)
+        ctx.resources.callback(self._commands.stop)
+        ctx.resources.callback(self._end_process)
 
     def prepare(self, batch: Batch) -> Prepared:
         if not batch.count:
@@ -116,7 +116,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         size = self.params.size
         parts = [range(start, min(start + size, batch.count)) for start in range(0, batch.count, size)]
         call = self._by_line if self.params.mode == "line" else partial(self._by_batch, isolate=self.params.isolate)
-        return self._prepared(batch, list(chain.from_iterable(self._each(partial(call, batch), parts))))
+        return self._prepared(batch, list(chain.from_iterable(self._commands.each(partial(call, batch), parts))))
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         if self.params.any_count:
@@ -147,22 +147,6 @@ lines are put to it again as a batch with --isolate, so it may see a record more
 
     # -- a process for each batch -------------------------------------------------------------------------------------
 
-    def _each(self, call: Callable[[range], Any], parts: list[range]) -> Iterable[Any]:
-        if self.params.concurrency == 1 or len(parts) == 1:
-            return map(call, parts)
-        from concurrent.futures import ThreadPoolExecutor
-
-        pool = ThreadPoolExecutor(self.params.concurrency)
-        try:
-            return list(pool.map(call, parts))
-        except BaseException:
-            # The threads are not waited for: one may be between two tries. It begins no other.
-            self._stopped = True
-            self._kill()
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
     def _by_batch(self, batch: Batch, indices: range, *, isolate: bool) -> list[_Answer | _Failure]:
         deadline = inf if self.ctx.max_elapsed is None else self.ctx.clock() + self.ctx.max_elapsed
         outcome, tries = self.ctx.retry(partial(self._call, batch, indices))
@@ -191,15 +175,8 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         return found
 
     def _call(self, batch: Batch, indices: range) -> _Answer | _Failure:
-        if self._stopped:
-            raise InterruptedError
         try:
-            command = Command(self._argv, self._directory, self.params.timeout, self._name)
-            self._running.add(command)
-            try:
-                output = command.run(batch.take(indices).chunk)
-            finally:
-                self._running.discard(command)
+            output = self._commands.run(batch.take(indices).chunk)
             return _Answer(indices, self._checked(output, len(indices)))
         except CommandError as error:
             return _Failure(indices, error.code, error.message)
@@ -235,7 +212,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         except CommandError as error:
             if isinstance(error, MisalignedError) and answered_before:
                 raise self._untrusted(error) from None
-            self._kill()
+            self._end_process()
             return _Failure(indices, error.code, error.message)
 
     def _untrusted(self, error: CommandError) -> FindingsError:
@@ -246,10 +223,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
             hint="its answers cannot be trusted, so nothing was published; see that it prints a line for a line",
         )
 
-    def _kill(self) -> None:
-        """Ends whatever still runs."""
-        for command in list(self._running):
-            command.stop()
+    def _end_process(self) -> None:
         if self._process:
             self._process.kill()
         self._process = None
