@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from glob import glob
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etlcli.core.batch import Batch, Reject
@@ -27,9 +26,9 @@ from etlcli.engine.outlet import Fork, Outlet, Route
 from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep, Step
 from etlcli.errors import FindingsError, Interrupted, LedgerError, TimedOut, TryLaterError, UsageError
-from etlcli.io.inputs import STDIN, is_url
 from etlcli.io.stepfiles import StepFiles
 from etlcli.observe.logs import Log, now
+from etlcli.recipe.files import check_files
 from etlcli.recipe.model import Branch, Recipe, StepSpec
 from etlcli.registry import find
 
@@ -76,10 +75,10 @@ class Pipeline:
             raise
 
     def _run(self) -> None:
-        self._check_written()
+        check_files(self.recipe)
         with ExitStack() as resources:
             before = self._resume(resources)
-            if self._quarantines():
+            if self.recipe.quarantines:
                 from etlcli.engine.quarantine import Quarantine
 
                 position = before.quarantine if before else None
@@ -265,9 +264,8 @@ class Pipeline:
         """Everything up to the first record: components are built, inputs opened, schemas compiled. Nothing is written,
         and no server is asked."""
         self._checking = True
-        self._check_written()
+        check_files(self.recipe)
         with ExitStack() as resources:
-            self._quarantines()
             count = self.ledger.open(self.recipe.source.id)
             stages = self._stages(self.recipe.steps, count, resources)
             for branch in self.recipe.branches:
@@ -384,67 +382,6 @@ class Pipeline:
     def _policy(self, then: str) -> Policy:
         handlers = {"fail": self._skip, "skip": self._skip, "quarantine": self._put_aside, "report": self._report}
         return Policy(then, handlers[then], self.recipe.budget, self.ledger)
-
-    def _quarantines(self) -> bool:
-        """Whether any step puts records into quarantine; if so there must be a file for them."""
-        recipe = self.recipe
-        wanted = "quarantine" in [spec.on_error.then for spec in recipe.specs] + [each.then for each in recipe.branches]
-        if wanted and not recipe.quarantine:
-            raise UsageError(
-                "a step that puts records into quarantine needs a file for them",
-                where="errors",
-                hint="name it with --quarantine (errors.quarantine)",
-            )
-        if wanted and os.path.realpath(self._path(recipe.quarantine or "")) in map(os.path.realpath, self._paths()):
-            raise UsageError(
-                f"the quarantine {recipe.quarantine} is also a file that the run reads or writes",
-                where="errors",
-                hint="give it a file of its own, which no glob of the inputs matches",
-            )
-        return wanted
-
-    def _check_written(self) -> None:
-        """A file that a stage writes would replace the output, or be replaced by it; the output may replace what the
-        source reads, and nothing that a step does."""
-        options = [
-            (spec, option) for spec in self.recipe.stages for option in spec.params.options if option.kind == "path"
-        ]
-        named = [(spec, option, path) for spec, option in options if (path := getattr(spec.params, option.attribute))]
-        paths = list(map(os.path.realpath, self._paths())) if named else []
-        outputs = self._outputs()
-        for spec, option, path in named:
-            own = os.path.realpath(self._path(path))
-            if (option.written and paths.count(own) > 1) or own in outputs:
-                raise UsageError(
-                    f"{option.flag} {path} is also another file that the run reads or writes",
-                    where=f"step {spec.id}",
-                    hint="give it a file of its own",
-                )
-
-    def _outputs(self) -> list[str]:
-        """The files that the sinks replace. Raises UsageError when two have the same."""
-        paths = [path for sink in self.recipe.sinks if (path := getattr(sink.params, "path", None)) and path != STDIN]
-        outputs = [os.path.realpath(self._path(path)) for path in paths]
-        for path, output in zip(paths, outputs, strict=True):
-            if outputs.count(output) > 1:
-                raise UsageError(f"two sinks write {path}", where="sinks", hint="give each a file of its own")
-        return outputs
-
-    def _paths(self) -> Iterator[str]:
-        """The files that the steps' options name."""
-        for spec in self.recipe.specs:
-            for option in spec.params.options:
-                value = getattr(spec.params, option.attribute)
-                if option.kind == "path" and value and not is_url(value):
-                    yield self._path(value)
-                for pattern in value if option.kind == "paths" else ():
-                    if is_url(pattern):
-                        continue
-                    yield self._path(pattern)
-                    yield from glob(self._path(pattern), recursive=True)
-
-    def _path(self, path: str) -> str:
-        return os.path.join(self.recipe.base_dir, path)
 
     def _put_aside(self, step: str, rejects: Sequence[Reject]) -> None:
         assert self._quarantine is not None

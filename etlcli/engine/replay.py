@@ -102,7 +102,16 @@ class Replay(Pipeline):
 
     def __init__(self, recipe: Recipe, quarantine: str, envelopes: Sequence[Envelope], log: Log) -> None:
         """Raises RecipeError when an envelope's step is none of the recipe's."""
-        super().__init__(recipe._replace(budget=ErrorBudget(), quarantine=None, checkpoint=None), log)
+        assert recipe.sink
+        again = recipe._replace(
+            source=_forgiving(recipe.source),
+            steps=tuple(map(_forgiving, recipe.steps)),
+            sink=_forgiving(recipe.sink),
+            budget=ErrorBudget(),
+            quarantine=None,
+            checkpoint=None,
+        )
+        super().__init__(again, log)
         self._file = quarantine
         self._envelopes = envelopes
         self._stay: set[int] = set()
@@ -131,9 +140,6 @@ class Replay(Pipeline):
     def _mark(self, envelope: Envelope) -> bytes:
         mark = {"etl_quarantine": VERSION, "healed": envelope.digest, "run": self.run_id, "at": now()}
         return msgspec.json.encode(mark) + b"\n"
-
-    def _quarantines(self) -> bool:
-        return False
 
     def _policy(self, then: str) -> Policy:
         return Policy("skip", self._keep, self.recipe.budget, self.ledger)
@@ -178,6 +184,11 @@ class Replay(Pipeline):
                 hint="nothing was published: behind the steps before, which record of the quarantine it was cannot be told",
             )
         return lines.pop()
+
+
+def _forgiving(spec: StepSpec) -> StepSpec:
+    """Its rejects stay where they are, in quarantine."""
+    return spec._replace(on_error=spec.on_error._replace(then="skip"))
 
 
 class _Replayed(Source):

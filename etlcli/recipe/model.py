@@ -99,5 +99,11 @@ class Recipe(NamedTuple):
         return tuple(branch.sink for branch in self.outlets)
 
     @property
+    def quarantines(self) -> bool:
+        """Whether any step puts records into quarantine."""
+        policies = [spec.on_error.then for spec in self.specs] + [branch.then for branch in self.branches]
+        return "quarantine" in policies
+
+    @property
     def specs(self) -> tuple[StepSpec, ...]:
         return (self.source, *self.stages, *self.sinks)
