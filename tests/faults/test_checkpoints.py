@@ -260,8 +260,9 @@ def finish(job: Job) -> None:
 @pytest.mark.parametrize("job", ["append", "sql"], indirect=True)
 @pytest.mark.timeout(900)
 def test_P3_killed_at_any_system_call(job: Job, call: str, request: pytest.FixtureRequest) -> None:
-    """Those that SQLite makes, too."""
-    for number in range(1, 1000, 1 if request.config.getoption("--faults") else 47):
+    """Those that SQLite makes, too: at each that makes something durable or lets it vanish, and at some writes."""
+    writes = call.endswith(("write", "write64"))
+    for number in range(1, 1000, (9 if writes else 1) if request.config.getoption("--faults") else 47):
         strace = "strace", "-f", "-o", "/dev/null", "-e", f"inject={call}:signal=KILL:when={number}"
         process = etl(job, *strace, ETL_TEST_PART="1200")
         process.communicate(timeout=60)
