@@ -1,8 +1,8 @@
 """Signals that end a run wait until what is on its way has arrived.
 
 While a part of the input is being worked on, the first of them is only noted; at the next barrier, when a checkpoint has
-been taken, its own handler is called. Between two parts, as when the run waits for input, it is called at once. A second
-one ends the process there and then.
+been taken, its own handler is called. Between two parts, as when the run waits for input, it is called at once, and so it is
+for a second signal.
 """
 
 from __future__ import annotations
@@ -52,9 +52,12 @@ class Drain:
         try:
             yield
         finally:
-            for number, handler in self._handlers.items():
-                if signal.getsignal(number) == self._handle:
-                    signal.signal(number, handler)
+            self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         handler = self._handlers[signal.Signals(number)]
@@ -62,5 +65,4 @@ class Drain:
             handler(number, frame)
             return
         self._pending = lambda: handler(number, None)
-        for stop in self._handlers.keys() - {signal.SIGALRM}:
-            signal.signal(stop, signal.SIG_DFL)
+        self._restore()

@@ -130,7 +130,7 @@ def test_the_first_signal_takes_a_checkpoint(slow: Work) -> None:
 
 
 def test_the_second_signal_ends_it_at_once(work: Work) -> None:
-    work.write(steps=[{"uses": "retry-wrap", "with": {"command": ["sleep", "600"]}}])
+    work.write(steps=[{"uses": "retry-wrap", "with": {"command": ["sleep", "601.25"]}}])
     process = work.start("--workers", "1")
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
@@ -139,6 +139,8 @@ def test_the_second_signal_ends_it_at_once(work: Work) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, check=True).stdout
+    assert b"sleep 601.25" not in running
 
 
 def test_stopped_while_it_waits_for_input(work: Work) -> None:
