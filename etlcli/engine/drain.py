@@ -1,8 +1,8 @@
 """Signals that end a run wait until what is on its way has arrived.
 
 While a part of the input is being worked on, the first of them is only noted; at the next barrier, when a checkpoint has
-been taken, its own handler is called. Between two parts, as when the run waits for input, it is called at once, and so it is
-for a second signal.
+been taken, its own handler is called. Between two parts, as when the run waits for input, it is called at once, and so is
+that of a second signal.
 """
 
 from __future__ import annotations
