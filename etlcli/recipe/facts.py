@@ -24,7 +24,8 @@ _WHOLE = 16 << 20
 def facts_of(recipe: Recipe) -> dict[str, str]:
     """A digest for each thing that decides the result, by its place in the recipe."""
     facts: dict[str, str] = {}
-    placed = [("source", recipe.source), *_placed("steps", recipe.stages), *_placed("sinks", recipe.sinks)]
+    sinks = [("sink", recipe.sink)] if recipe.sink else _placed("sinks", recipe.sinks)
+    placed = [("source", recipe.source), *_placed("steps", recipe.stages), *sinks]
     for place, spec in placed:
         facts |= {f"{place}.{name}": _digest(value) for name, value in _of_step(spec, recipe.base_dir)}
     facts["steps"] = _digest([spec.id for spec in recipe.stages])
