@@ -1,7 +1,8 @@
 """`etl` with parts so small that a few records make many. It stands for the program in the cases' other modes, which must
 give the same bytes.
 
-ETL_TEST_PART says how large parts are, ETL_TEST_WORKERS how many worker processes every run has; ETL_TEST_KILL after which of its checkpoints a run is killed.
+ETL_TEST_PART says how large parts are, ETL_TEST_WORKERS how many worker processes every run has; ETL_TEST_KILL after which of its checkpoints a run is killed,
+ETL_TEST_DIE the same with `early`, when everything but the manifest is there, or `late`, when that is, too.
 """
 
 import os
@@ -18,15 +19,19 @@ for module in (stage, extents, ndjson):
     module.PART = int(os.environ.get("ETL_TEST_PART", "100"))
 if "ETL_TEST_WORKERS" in os.environ:
     pipeline.Pipeline._workers = lambda self, source: int(os.environ["ETL_TEST_WORKERS"])
-if "ETL_TEST_KILL" in os.environ:
-    places = iter(range(int(os.environ["ETL_TEST_KILL"]) - 1, -1, -1))
+kill, _, when = (os.environ.get("ETL_TEST_DIE") or os.environ.get("ETL_TEST_KILL", "")).partition(" ")
+if kill:
+    places = iter(range(int(kill) - 1, -1, -1))
     save = manifest.save
 
     def save_and_die(directory: str, content: manifest.Manifest) -> None:
-        save(directory, content)
+        if when != "early":
+            save(directory, content)
         # A run that has said that it is finished is one, whatever becomes of its process.
         if content.status != manifest.FINISHED and next(places, None) == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+        if when == "early":
+            save(directory, content)
 
     manifest.save = save_and_die
 

@@ -234,3 +234,45 @@ def test_relative_databases_lie_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "sub" / "recipe.yaml").write_text(json.dumps(recipe))
     assert run_etl("run", "sub/recipe.yaml", stdin=b'{"a":1}\n', cwd=tmp_path).returncode == 0
     assert Database(f"sqlite:///{tmp_path}/sub/t.db")("SELECT a FROM t") == [(1,)]
+
+
+def test_P3_the_table_is_ahead_twice(db: Database, tmp_path: Path) -> None:
+    """Killed when the table has a transaction that no manifest knows, gone on with, and killed before it has caught up."""
+    nightly = Nightly(db, tmp_path)
+    for places in ("5 early", "1 late", "4 early", "2 late", "3 early", ""):
+        process = nightly.start(ETL_TEST_DIE=places, ETL_TEST_PART="900")
+        _, stderr = process.communicate(timeout=60)
+        if not places:
+            assert process.returncode == 0, stderr
+    nightly.check(stderr)
+
+
+def test_other_records_the_second_time_are_noticed(tmp_path: Path) -> None:
+    """By a digest: by their number alone the wrong ones would be passed over."""
+    db = Database(f"sqlite:///{tmp_path}/t.db")
+    nightly = Nightly(db, tmp_path)
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    command = [sys.executable, "-c", "import sys, time; [print(l[:-2] + f',\"t\":{time.time()}}}') for l in sys.stdin]"]
+    recipe["steps"] = [{"uses": "retry-wrap", "with": {"command": command}}]
+    recipe["sink"]["with"] = {"url": db.url, "table": "other", "create": True}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    process = nightly.start(ETL_TEST_DIE="4 early")
+    process.communicate(timeout=60)
+    process = nightly.start()
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, b"are not those that table other has" in stderr) == (78, True), stderr
+
+
+def test_records_without_fields(tmp_path: Path) -> None:
+    db = Database(f"sqlite:///{tmp_path}/t.db")
+    db("CREATE TABLE t (n INTEGER DEFAULT 7)")
+    assert db.load({}, {}, {"n": 1}, {}).returncode == 0
+    assert sorted(db("SELECT n FROM t")) == [(1,), (7,), (7,), (7,)]
+
+
+def test_two_sinks_one_file(tmp_path: Path) -> None:
+    sink = {"uses": "sql", "with": {"url": "sqlite:///t.db", "create": True}}
+    sinks = [{"id": name, **sink, "with": {**sink["with"], "table": name}} for name in ("a", "b")]
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"version": 1, "source": {"uses": "read"}, "sinks": sinks}))
+    done = run_etl("run", "recipe.yaml", stdin=b'{"a":1}\n', cwd=tmp_path)
+    assert (done.returncode, b"is also written by step a" in done.stderr) == (78, True), done.stderr

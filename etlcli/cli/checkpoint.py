@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import click
@@ -12,7 +12,7 @@ import click
 from etlcli.cli.component import examples_text
 from etlcli.engine import manifest as manifests
 from etlcli.engine.checkpoint import forget, problems
-from etlcli.engine.manifest import FINISHED, Manifest
+from etlcli.engine.manifest import FINISHED, PUBLISHING, Manifest
 from etlcli.engine.overlap import Overlap, take_directory
 from etlcli.errors import CheckpointError, FindingsError, InputMissingError, UsageError
 from etlcli.io.terminal import safe
@@ -70,7 +70,15 @@ def rewind(recipe: str, epoch: int | None) -> None:
                 f"there is no checkpoint {'before the newest' if target is None else target} in {directory}",
                 hint=f"there are: {', '.join(map(str, known))}",
             )
-        manifests.load(directory, target)
+        status = None
+        with suppress(CheckpointError):  # a damaged one is a reason to go back
+            status = manifests.load(directory, known[-1]).status
+        elsewhere = manifests.load(directory, target).elsewhere
+        if target != known[-1] and (elsewhere or status == PUBLISHING):
+            why = "a table that it fills is further" if elsewhere else "the run is complete, and partly published"
+            raise UsageError(
+                f"there is no going back in {directory}: {why}", hint="the next etl run goes on, or publishes"
+            )
         for newer in reversed(known[known.index(target) + 1 :]):
             os.unlink(manifests.manifest_path(directory, newer))
     sys.stdout.write(f"the next run goes on from epoch {target}\n")
@@ -78,6 +86,7 @@ def rewind(recipe: str, epoch: int | None) -> None:
 
 def reset(recipe: str) -> None:
     directory = _directory(recipe)
+    _epochs(directory)  # else it is no such directory
     with ExitStack() as resources:
         take_directory(directory, recipe, Overlap("fail"), resources)
         forget(directory)

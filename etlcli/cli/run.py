@@ -59,6 +59,11 @@ def run(recipe: str, settings: tuple[str, ...], dry_run: bool, fresh: bool, resu
             "--fresh and --resume-only, one of them, are for a recipe with a checkpoint directory, and not for --limit",
             hint="see etl run --help",
         )
+    if resolved.limit and resolved.incremental:
+        raise UsageError(
+            "--limit would put out again what earlier runs have published",
+            hint="for a look at it: --set source.incremental=false --set sink.with.path=- --limit N",
+        )
     try:
         if not dry_run:
             with ExitStack() as resources, within(resolved, recipe):

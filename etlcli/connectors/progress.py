@@ -163,6 +163,7 @@ class Progress:
         for number, path, entry in unmatched:
             renamed = next((other for other in by_path.values() if self._is_same(other, path)), None)
             if renamed:
+                self._log("info", "input_renamed", path=path, before=renamed.path)
                 self._entries[number] = renamed._replace(path=path)
                 del by_path[renamed.path]
             if entry:
@@ -178,6 +179,9 @@ class Progress:
             fd = 0 if path == STDIN else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 what = change(entry.identity, fd)
+                if entry.path != path:
+                    alike = entry.identity.is_telling or os.fstat(fd).st_ino == entry.identity.inode
+                    return what in (None, "changed") and alike
                 if what == "cut short":
                     raise _another(path, "was cut short")
                 return what != "replaced"

@@ -188,6 +188,8 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
             yield _Part(new, place)
             if isinstance(content, Prefixed) and not new.more:  # else there may be more than the stream knows of
                 yield from self._idle(stream)
+        if rows:
+            rows.check_end()
 
     def _idle(self, stream: Input) -> Iterator[Prepared]:
         """An empty batch whenever a step is due, until there is something to read."""
@@ -239,16 +241,23 @@ class _Rows:
             return item
         self._digest.update(chunk_of(lines[:left]))
         if left <= count and self.digest != self._expected:
-            raise CheckpointError(
-                f"{self._path} does not begin as it did: its first {self._before} records are others",
-                where=self._path,
-                hint="--fresh (etl checkpoint reset) begins again from the start",
-            )
+            raise self._another(f"does not begin as it did: its first {self._before} records are others")
         if left >= count:
             return None
         self._digest.update(chunk_of(lines[left:]))
         assert isinstance(item, RawChunk)
         return _stretch(item, lines, left, count)
+
+    def check_end(self) -> None:
+        if self.count < self._before:
+            raise self._another(f"ends after {self.count} records, and {self._before} were read before")
+
+    def _another(self, how: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path} {how}",
+            where=self._path,
+            hint="--fresh (etl checkpoint reset) begins again from the start",
+        )
 
 
 def _stretch(part: RawChunk, lines: list[bytes], start: int, end: int) -> RawChunk:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,7 @@ from etlcli.core.edit import encode
 from etlcli.core.stage import Context, Sink, State
 from etlcli.errors import (
     CannotCreateError,
+    CheckpointError,
     EtlError,
     InputOutputError,
     ServiceUnreachableError,
@@ -81,16 +82,12 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
         super().__init__(params, ctx, state)
         self._database = _Database(params.url, ctx)
         self._table: _Table | None = self._database.table(params.table)
-        self._received = 0
-        self._known: dict[int, str] = {}
-        """Of the records that are handled already, by number: why the database refused them."""
-        self._handled = 0
-        """How many that are."""
+        self._received = self._since = state["received"] if state else 0
         self._refused: dict[int, str] = {}
-        """Those since the last checkpoint."""
-        if state:
-            self._received = state["received"]
-            self._handled, self._known = self._database.marked(ctx.run, ctx.step)
+        self._digest = _Digest()
+        """Of the records since the last checkpoint: a run that is gone on with has to get the same again."""
+        self._before = self._database.marked(ctx.run, ctx.step) if state else _Mark(0, 0, {}, "")
+        """The table may be further than the checkpoint that this run goes on from."""
         if self._table is None and not params.create:
             raise UsageError(
                 f"--table: {masked(params.url)} has no table {params.table!r}",
@@ -100,18 +97,40 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
     def write(self, batch: Batch) -> Sequence[Reject]:
         start = self._received
         self._received += batch.count
-        handled = min(batch.count, max(0, self._handled - start))
-        refused = {number - start: why for number, why in self._known.items() if start <= number < start + handled}
+        handled = min(batch.count, max(0, self._before.received - start))
+        known = self._before.refused.items()
+        refused = {number - start: why for number, why in known if start <= number < start + handled}
+        if handled:
+            self._pass_over(batch.take(range(handled)))
         if handled < batch.count:
             new = batch.take(range(handled, batch.count)) if handled else batch
+            if self.ctx.files.keeps:
+                self._digest.add(new)
             refused |= {index + handled: why for index, why in self._put(new).items()}
-        self._refused |= {start + index: why for index, why in refused.items()}
+        if self.ctx.files.keeps:
+            self._refused |= {start + index: why for index, why in refused.items()}
         return [batch.reject(index, "sink_refused", [{"message": refused[index]}]) for index in sorted(refused)]
 
     def snapshot(self) -> State:
-        self._database.mark(self.ctx.run, self.ctx.step, self._received, self._refused)
-        self._refused = {}
+        """Commits what was put in. Where the table is further than this run, its mark stays as it is."""
+        if self._received >= self._before.received:
+            mark = _Mark(self._since, self._received, self._refused, self._digest.hex)
+            self._database.mark(self.ctx.run, self.ctx.step, mark)
+            self._since, self._refused, self._digest = self._received, {}, _Digest()
         return {"received": self._received}
+
+    def _pass_over(self, batch: Batch) -> None:
+        """Records that are in the table already, which must be those that were put in then."""
+        self._digest.add(batch)
+        if self._received < self._before.received:
+            return
+        # From a checkpoint in between nothing is known of them.
+        if self._since == self._before.since and self._digest.hex != self._before.digest:
+            raise CheckpointError(
+                f"step {self.ctx.step}: the records since the checkpoint are not those that table {self.params.table} has",
+                hint="a step has given others the second time (a clock, a command); make it give the same, or put the "
+                "records in by upsert, with --fresh",
+            )
 
     def commit(self) -> None:
         if self.ctx.files.keeps:
@@ -148,6 +167,32 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
         half = len(rows) // 2
         self._execute(statement, indices[:half], rows[:half], refused)
         self._execute(statement, indices[half:], rows[half:], refused)
+
+
+class _Mark(NamedTuple):
+    """What a checkpoint in the table says: which records the transaction had, by their numbers, which of those the
+    database refused and why, and their digest."""
+
+    since: int
+    received: int
+    refused: dict[int, str]
+    digest: str
+
+
+class _Digest:
+    """Of records, however they are cut into batches."""
+
+    def __init__(self) -> None:
+        from xxhash import xxh3_128
+
+        self._hash = xxh3_128()
+
+    def add(self, batch: Batch) -> None:
+        self._hash.update(batch.chunk)
+
+    @property
+    def hex(self) -> str:
+        return str(self._hash.hexdigest())
 
 
 class _Table:
@@ -187,7 +232,9 @@ class _Database:
         try:
             address = sqlalchemy.make_url(url)
             if address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:"):
-                address = address.set(database=os.path.join(ctx.base_dir, str(address.database)))
+                file = os.path.join(ctx.base_dir, str(address.database))
+                ctx.files.claim(file)  # two connections would wait for each other
+                address = address.set(database=file)
             # One of several sinks works in a thread of its own.
             anywhere = {"check_same_thread": False} if address.get_backend_name() == "sqlite" else {}
             engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, connect_args=anywhere)
@@ -249,7 +296,11 @@ class _Database:
         with self._explained():
             savepoint = self._connection.begin_nested()
             try:
-                self._connection.exec_driver_sql(statement, rows if rows[0] else None)
+                if rows[0]:
+                    self._connection.exec_driver_sql(statement, rows)
+                else:  # records without fields
+                    for _ in rows:
+                        self._connection.exec_driver_sql(statement)
             except (exc.DBAPIError, OverflowError) as error:
                 orig = getattr(error, "orig", error)
                 if not isinstance(error, _of_the_record(exc)) and type(orig).__name__ != "DatatypeMismatch":
@@ -259,22 +310,22 @@ class _Database:
             savepoint.commit()
         return None
 
-    def marked(self, run: str, step: str) -> tuple[int, dict[int, str]]:
-        """How many records of a run are handled, and which of them, since the checkpoint before, were refused."""
+    def marked(self, run: str, step: str) -> _Mark:
+        """What the last checkpoint of a run in this table says."""
         marks = self._marks()
         with self._explained():
-            found = self._connection.execute(
-                self._sql.select(marks.c.received, marks.c.refused).where(marks.c.run == run, marks.c.step == step)
-            ).fetchone()
+            mine = marks.select().where(marks.c.run == run, marks.c.step == step)
+            found = self._connection.execute(mine).fetchone()
         if not found:
-            return 0, {}
-        return found.received, {int(number): why for number, why in msgspec.json.decode(found.refused).items()}
+            return _Mark(0, 0, {}, "")
+        refused = {int(number): why for number, why in msgspec.json.decode(found.refused).items()}
+        return _Mark(found.since, found.received, refused, found.digest)
 
-    def mark(self, run: str, step: str, received: int, refused: dict[int, str]) -> None:
+    def mark(self, run: str, step: str, mark: _Mark) -> None:
         """Commits what was put in, together with what `marked` tells then."""
         marks = self._marks()
         self._unmark(marks, run, step)
-        values = {"run": run, "step": step, "received": received, "refused": encode(refused).decode()}
+        values = {**mark._asdict(), "run": run, "step": step, "refused": encode(mark.refused).decode()}
         with self._explained():
             self._connection.execute(marks.insert().values(values))
         self.commit()
@@ -297,8 +348,10 @@ class _Database:
             sql.MetaData(),
             sql.Column("run", sql.String(16), primary_key=True),
             sql.Column("step", sql.String(200), primary_key=True),
+            sql.Column("since", sql.BigInteger, nullable=False),
             sql.Column("received", sql.BigInteger, nullable=False),
             sql.Column("refused", sql.Text, nullable=False),
+            sql.Column("digest", sql.String(32), nullable=False),
         )
         with self._explained():
             marks.create(self._connection, checkfirst=True)

@@ -51,6 +51,9 @@ class Files(Protocol):
 
     keeps: bool
 
+    def claim(self, path: str) -> None:
+        """Nobody else in the run may write this file. Raises UsageError when somebody does."""
+
     def output(self, path: str, *, exclusive: bool = False, append: bool = False) -> Output:
         """The file at `path`, as it will be published: a new one (`exclusive`: only if there is none), or the old content
         with what is added to it (`append`)."""

@@ -21,13 +21,16 @@ from typing import Any
 from etlcli.core.files import Output
 from etlcli.engine import manifest as manifests
 from etlcli.engine.manifest import FINISHED, RUNNING, Manifest
-from etlcli.errors import CheckpointError, EtlError, InputMissingError
+from etlcli.errors import CheckpointError, InputMissingError
 from etlcli.io.files import open_output
-from etlcli.io.kept import KeptFile, KeptSpill, discard, publish
+from etlcli.io.kept import KeptFile, KeptSpill, part_of, publish
+from etlcli.io.stepfiles import claim
 from etlcli.recipe.facts import differences, facts_of
 from etlcli.recipe.model import Recipe
 
-_SPILL = ".spill"
+_SPILL = re.compile(r".+-[0-9a-f]{12}\.spill")
+_PARTS = "parts"
+"""Lists the hidden files of outputs, those too that no checkpoint knows yet."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -46,19 +49,16 @@ class Keeper:
         self._name = recipe.name
         self._facts = facts_of(recipe)
         self._resources = resources
+        self.claims: dict[str, str] = {}
         self._outputs: dict[str, KeptFile] = {}
         self._spills: dict[str, KeptSpill] = {}
         self._taken_at = monotonic()
-        if fresh:
-            forget(self.directory)
-        known = manifests.epochs(self.directory)
-        last = manifests.load(self.directory, known[-1]) if known else None
+        last = self._forget_run() if fresh else self._last()
+        if last and last.status != FINISHED and not last.counts[0]["in"] and differences(last.facts, self._facts):
+            last = self._forget_run()  # nothing was read yet
         self._epoch = last.epoch if last else 0
-        self._finished = last.epoch if last and last.status == FINISHED else 0
+        self._finished = self._finished_epoch()
         self.before = last if last and last.status != FINISHED else None
-        if self.before and not self.before.counts[0]["in"] and differences(self.before.facts, self._facts):
-            forget(self.directory)  # nothing was read yet
-            self.before = None
         self._incremental = recipe.incremental
         self._since = last.source if last and last.status == FINISHED else None
         if self.before:
@@ -73,6 +73,27 @@ class Keeper:
         self._output_positions = dict(self.before.outputs) if self.before else {}
         self._spill_ends = dict(self.before.spills) if self.before else {}
         self._sweep()
+
+    def _last(self) -> Manifest | None:
+        known = manifests.epochs(self.directory)
+        last = manifests.load(self.directory, known[-1]) if known else None
+        if last and last.recipe != self._name:
+            raise CheckpointError(
+                f"{self.directory} has the checkpoints of another recipe, {last.recipe}",
+                where=self.directory,
+                hint="give each recipe a directory of its own; of a recipe that was renamed, rename it back, or etl "
+                "checkpoint reset forgets them",
+            )
+        return last
+
+    def _forget_run(self) -> Manifest | None:
+        """Forgets the run that was interrupted, and not what the last finished one has read."""
+        forget(self.directory, keep=self._finished_epoch())
+        return self._last()
+
+    def _finished_epoch(self) -> int:
+        finished = (epoch for epoch in manifests.epochs(self.directory) if _is_finished(self.directory, epoch))
+        return max(finished, default=0)
 
     def files(self, step: str) -> KeptFiles:
         return KeptFiles(step, self)
@@ -129,12 +150,16 @@ class Keeper:
         self.take(FINISHED, **content)
         for number in manifests.epochs(self.directory)[:-1]:
             os.unlink(manifests.manifest_path(self.directory, number))
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.directory, _PARTS))
         self._sweep()
 
     # -- files --------------------------------------------------------------------------------------------------------
 
     def output(self, path: str, *, exclusive: bool, append: bool) -> Output:
         position = self._output_positions.get(path)
+        with open(os.path.join(self.directory, _PARTS), "a", encoding="utf-8", errors="surrogateescape") as parts:
+            parts.write(part_of(path, self._owner) + "\n")
         output = open_output(
             path,
             exclusive=exclusive,
@@ -148,7 +173,7 @@ class Keeper:
 
     def spill(self, step: str, name: str) -> KeptSpill:
         digest = blake2b(f"{step}\0{name}".encode(), digest_size=6).hexdigest()
-        file = f"{_UNSAFE.sub('_', step)[:80]}-{digest}{_SPILL}"
+        file = f"{_UNSAFE.sub('_', step)[:80]}-{digest}.spill"
         spill = KeptSpill(os.path.join(self.directory, file), self._spill_ends.get(file, 0))
         self._resources.callback(spill.close)
         self._spills[file] = spill
@@ -157,7 +182,7 @@ class Keeper:
     def _sweep(self) -> None:
         """Removes spill files that no checkpoint knows."""
         for name in os.listdir(self.directory):
-            if name.endswith(_SPILL) and name not in self._spill_ends:
+            if _SPILL.fullmatch(name) and name not in self._spill_ends:
                 os.unlink(os.path.join(self.directory, name))
 
     def _check_facts(self, before: dict[str, str]) -> None:
@@ -179,7 +204,11 @@ class KeptFiles:
         self._step = step
         self._keeper = keeper
 
+    def claim(self, path: str) -> None:
+        claim(self._keeper.claims, self._step, path)
+
     def output(self, path: str, *, exclusive: bool = False, append: bool = False) -> Output:
+        self.claim(path)
         return self._keeper.output(path, exclusive=exclusive, append=append)
 
     def spill(self, directory: str | None = None, name: str = "") -> KeptSpill:
@@ -204,12 +233,23 @@ def problems(directory: str, manifest: Manifest) -> list[str]:
     return found
 
 
-def forget(directory: str) -> None:
-    """Removes all checkpoints and what they kept. What was published stays."""
-    for epoch in manifests.epochs(directory):
-        with suppress(EtlError):
-            for position in manifests.load(directory, epoch).outputs.values():
-                discard(position)
+def forget(directory: str, keep: int = 0) -> None:
+    """Removes all checkpoints but that of the epoch to `keep`, and what they kept. What was published stays."""
+    with suppress(FileNotFoundError):
+        with open(os.path.join(directory, _PARTS), encoding="utf-8", errors="surrogateescape") as parts:
+            for part in parts.read().splitlines():
+                with suppress(FileNotFoundError):
+                    os.unlink(part)
+        os.unlink(os.path.join(directory, _PARTS))
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
-        if name.endswith((_SPILL, ".json")):
+        if _SPILL.fullmatch(name):
             os.unlink(os.path.join(directory, name))
+    for epoch in manifests.epochs(directory):
+        if epoch != keep:
+            os.unlink(manifests.manifest_path(directory, epoch))
+
+
+def _is_finished(directory: str, epoch: int) -> bool:
+    with suppress(CheckpointError):
+        return manifests.load(directory, epoch).status == FINISHED
+    return False

@@ -64,5 +64,6 @@ class Drain:
         if not self._deferring:
             handler(number, frame)
             return
-        self._pending = lambda: handler(number, None)
+        if self._pending is None:
+            self._pending = lambda: handler(number, None)
         self._restore()

@@ -99,7 +99,7 @@ class Head:
         for worked in results:
             with at_work():
                 yield from self._settled(worked)
-            rest()
+                rest()
         for at, step in enumerate(self._steps):
             batches: Iterable[Batch] = step.finished()
             for behind in self._steps[at + 1 :]:

@@ -1,8 +1,8 @@
 """The manifest of a checkpoint: all that another process needs to go on with a run.
 
 A file of two lines of JSON in the checkpoint directory, `checkpoint-EPOCH.json`: the manifest, and the CRC-32 of that line.
-It comes into being by a rename, and from that moment the checkpoint counts. Everything it names only grows, so that an
-older manifest is as good as the newest for as long as it is there.
+It comes into being by a rename, and from that moment the checkpoint counts. Every file it names only grows, so that an
+older manifest is as good as the newest for as long as it is there; tables are further then.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     quarantine: dict[str, Any] | None
     counts: list[dict[str, Any]]
     findings: int
+    elsewhere: bool = False
+    """Whether a sink keeps its own count of what it has, so that there is no going back to an earlier checkpoint."""
 
 
 def epochs(directory: str) -> list[int]:

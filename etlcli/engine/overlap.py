@@ -1,9 +1,9 @@
 """One run of a recipe at a time, for cron jobs that may take longer than the time between them.
 
-A run holds a lock (flock) on a file that is named after the recipe's path, so that a recipe which is edited meanwhile is
-still the same. One with checkpoints always holds another in the checkpoint directory, so that wherever its recipe lies and
-whoever runs it, the directory is its own. The kernel drops the lock when the process ends, however it ends. Beside
-that directory, runs of other users, and on other machines, are not noticed.
+A run holds a lock (fcntl(2), so that its children do not hold it too) on a file that is named after the recipe's path, so
+that a recipe which is edited meanwhile is still the same. One with checkpoints always holds another in the checkpoint
+directory, so that wherever its recipe lies and whoever runs it, the directory is its own. The kernel drops the locks when
+the process ends, however it ends. Beside that directory, runs of other users, and on other machines, are not noticed.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def _locked(fd: int, path: str, overlap: Overlap, resources: ExitStack) -> bool:
     resources.callback(os.close, fd)
     deadline = time.monotonic() + overlap.patience
     while True:
-        with suppress(BlockingIOError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(BlockingIOError, PermissionError):
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         if time.monotonic() >= deadline:
             break

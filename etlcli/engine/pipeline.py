@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
+from etlcli.core.files import Files
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Policy
 from etlcli.core.stage import PART, Context, Sink, Source, Stage, State
@@ -56,6 +57,7 @@ class Pipeline:
         self._resume_only = resume_only
         self._keeper: Keeper | None = None
         self._drain = Drain()
+        self._claims: dict[str, str] = {}
         self.ledger = Ledger()
         self.run_id = os.urandom(8).hex()
         self._started = time.time()
@@ -101,7 +103,8 @@ class Pipeline:
             with _undisturbed():
                 if self._keeper:
                     self._take_checkpoint(plan, PUBLISHING)
-                for sink in plan.outlet.sinks:
+                # A file can be published when a database has had its say, and not the other way round.
+                for sink in sorted(plan.outlet.sinks, key=lambda sink: not sink.component.elsewhere):
                     sink.component.commit()
                 # Only now: what a stage remembers of records that were never published would lose them in the next run.
                 for step in () if _reporting(plan.stages) else plan.steps:
@@ -150,7 +153,8 @@ class Pipeline:
         try:
             yield from results
         except (Interrupted, TimedOut):
-            self._take_checkpoint(plan)
+            with self._drain.deferred():
+                self._take_checkpoint(plan)
             raise
 
     def _rest(self, plan: Plan) -> None:
@@ -186,6 +190,7 @@ class Pipeline:
             "quarantine": self._quarantine.position() if self._quarantine else None,
             "counts": self.ledger.as_list(),
             "findings": self._findings,
+            "elsewhere": any(find("sink", spec.uses).elsewhere for spec in self.recipe.sinks),
         }
 
     def _publish_rest(self, before: Manifest, resources: ExitStack) -> None:
@@ -366,7 +371,7 @@ class Pipeline:
         return Context(
             count,
             resources=resources,
-            files=self._keeper.files(count.step) if self._keeper else StepFiles(count.step, resources, self._log),
+            files=self._files(count.step, resources),
             log=self._log,
             reject=partial(policy.reject, count),
             retry=partial(tried, spec.on_error.retry, count),
@@ -378,6 +383,11 @@ class Pipeline:
             checking=self._checking,
             **rest,
         )
+
+    def _files(self, step: str, resources: ExitStack) -> Files:
+        if self._keeper:
+            return self._keeper.files(step)
+        return StepFiles(step, resources, self._log, self._claims)
 
     def _policy(self, then: str) -> Policy:
         handlers = {"fail": self._skip, "skip": self._skip, "quarantine": self._put_aside, "report": self._report}

@@ -60,7 +60,7 @@ class AtomicFile(Output):
             raise _exists(path)
         try:
             self._make_directories()
-            _identity(self._target)  # a name that no file can have is found here, not at the end
+            identity(self._target)  # a name that no file can have is found here, not at the end
             sweep(self._target)
             self._create_temporary()
         except BaseException as error:
@@ -171,7 +171,7 @@ class AtomicFile(Output):
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
-            if _identity(self._target) != self._old:
+            if identity(self._target) != self._old:
                 raise TryLaterError(
                     f"{self.path} was changed by another run while this one was appending to it",
                     where=self.path,
@@ -205,7 +205,7 @@ class AppendFile:
         self._fd = -1
         at = path
         try:
-            while at and not _identity(at):
+            while at and not identity(at):
                 at = os.path.dirname(at)
         except OSError as error:  # below a file, or a name that no file can have
             raise CannotCreateError(f"cannot write {path}: {error.strerror}", where=path) from error
@@ -232,28 +232,28 @@ class AppendFile:
             raise io_error(error, self.path) from error
 
     def position(self) -> Position:
-        """Which file it is, and how long: everything in it is durable."""
+        """How long it is: everything in it is durable."""
         try:
-            status = os.stat(self.path) if self._fd < 0 else os.fstat(self._fd)
+            return {"size": os.path.getsize(self.path) if self._fd < 0 else os.fstat(self._fd).st_size}
         except FileNotFoundError:
-            return {"inode": None, "size": 0}
+            return {"size": 0}
         except OSError as error:
             raise io_error(error, self.path) from error
-        return {"inode": status.st_ino, "size": status.st_size}
 
     def cut_back(self, position: Position, keep: Callable[[bytes], bool]) -> None:
-        """Removes the lines behind a position, but those to `keep`: of others, who append to the file too. One that was
-        replaced since is left alone."""
-        status = os.stat(self.path) if os.path.exists(self.path) else None
-        if not status or position["inode"] not in (None, status.st_ino) or status.st_size <= position["size"]:
+        """Removes the lines behind a position, but those to `keep`: of others, who append to the file too. A file that is
+        shorter has taken the place of the one that was, and all of it came later."""
+        size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
+        start = position["size"] if size >= position["size"] else 0
+        if size == start:
             return
         self._open()
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             with open(self.path, "r+b") as file:
-                file.seek(position["size"])
+                file.seek(start)
                 kept = [line for line in file if keep(line)]
-                file.seek(position["size"])
+                file.seek(start)
                 file.writelines(kept)
                 file.truncate()
                 file.flush()
@@ -373,7 +373,8 @@ def sweep(target: str) -> None:
                 os.close(fd)
 
 
-def _identity(path: str) -> tuple[int, int, int] | None:
+def identity(path: str) -> tuple[int, int, int] | None:
+    """Inode, size and time of the last change; None for no file."""
     try:
         return _identity_of(os.stat(path))
     except FileNotFoundError:

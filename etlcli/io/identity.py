@@ -19,12 +19,18 @@ class Identity(NamedTuple):
     head_size: int
     head: str
     """Digest of the first `head_size` bytes."""
+    inode: int
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether so much of its beginning is known that no other file has the same."""
+        return self.head_size == _HEAD
 
 
 def identity_of(fd: int) -> Identity:
     status = os.fstat(fd)
     size = min(status.st_size, _HEAD)
-    return Identity(status.st_size, status.st_mtime_ns, size, _digest(fd, size))
+    return Identity(status.st_size, status.st_mtime_ns, size, _digest(fd, size), status.st_ino)
 
 
 def change(before: Identity, fd: int) -> str | None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from typing import Any
+from hashlib import blake2b
 
 from etlcli.errors import CheckpointError, InputOutputError
-from etlcli.io.files import AtomicFile, Position, fsync_directory, hidden, io_error
+from etlcli.io.files import AtomicFile, Position, fsync_directory, hidden, identity, io_error
 from etlcli.io.spill import SpillFile
 
 _FRESH = "--fresh (etl checkpoint reset) begins again from the start"
@@ -36,6 +35,7 @@ class KeptFile(AtomicFile):
         position: Position | None = None,
     ) -> None:
         self._owner = owner
+        self._position_inode = position["inode"] if position else 0
         self._position = position
         self._kept = self._named = position is not None
         super().__init__(path, exclusive=exclusive, append=append, resources=resources)
@@ -79,6 +79,7 @@ class KeptFile(AtomicFile):
         self._target, self._directory = position["target"], os.path.dirname(position["target"])
         self._old = position["old"] and tuple(position["old"])
         self._temporary = position["temporary"]
+        self._check_target()
         try:
             self._fd = _opened(self._temporary, position["size"])
             fcntl.flock(self._fd, fcntl.LOCK_EX)
@@ -86,8 +87,16 @@ class KeptFile(AtomicFile):
         except OSError as error:
             raise io_error(error, self.path) from error
 
+    def _check_target(self) -> None:
+        """What was appended to, or must not be there, has to be so still: found now, not when everything is done."""
+        published = os.path.exists(self._target) and os.stat(self._target).st_ino == self._position_inode
+        if self._append and identity(self._target) != self._old and not published:
+            raise CheckpointError(f"{self.path} was changed by somebody else meanwhile", where=self.path, hint=_FRESH)
+        if self._exclusive and os.path.lexists(self._target) and not published:
+            raise CheckpointError(f"{self.path} was made by somebody else meanwhile", where=self.path, hint=_FRESH)
+
     def _temporary_path(self) -> str:
-        path = hidden(self._target, f"{self._owner}.etl-part")
+        path = part_of(self._target, self._owner)
         with suppress(FileNotFoundError):
             os.unlink(path)
         return path
@@ -119,9 +128,11 @@ def publish(position: Position) -> None:
     fsync_directory(os.path.dirname(target))
 
 
-def discard(position: Mapping[str, Any]) -> None:
-    with suppress(OSError):
-        os.unlink(position["temporary"])
+def part_of(path: str, owner: str) -> str:
+    """Where the owner's unpublished content for a path lies."""
+    target = os.path.realpath(path)
+    digest = blake2b(os.fsencode(f"{owner}\0{target}"), digest_size=8).hexdigest()
+    return hidden(target, f"{digest}.etl-part")
 
 
 class KeptSpill(SpillFile):

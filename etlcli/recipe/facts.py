@@ -14,7 +14,7 @@ from typing import Any
 from etlcli.core.edit import encode
 from etlcli.core.params import Declared
 from etlcli.io.identity import identity_of
-from etlcli.io.inputs import is_url
+from etlcli.io.inputs import is_url, masked
 from etlcli.recipe.model import OnError, Recipe, StepSpec
 
 _WHOLE = 16 << 20
@@ -85,4 +85,5 @@ def _content(path: str) -> Any:
 
 
 def _digest(value: Any) -> str:
-    return blake2b(encode(value), digest_size=8).hexdigest()
+    shown = masked(value) if isinstance(value, str) else value  # credentials change, and belong in no file
+    return blake2b(encode(shown), digest_size=8).hexdigest()

@@ -99,11 +99,15 @@ that other commands read only with a larger --max-line."""
         self._opened = 0.0
         self._told = False
         self._spill: Spill | None = None
+        self._held: list[Run] = []
+        """Where the first of the lines are, `_stored` of them."""
+        self._stored = 0
         if state:
             self._number = state["number"]
-            if state["held"]:
-                blocks = self._spill_file().read_run(Run(*state["held"]), _BLOCK)
-                self._hold(lines_of(b"".join(blocks)))
+            for run in state["held"]:
+                self._held.append(Run(*run))
+                self._hold(lines_of(b"".join(self._spill_file().read_run(self._held[-1], _BLOCK))))
+            self._stored = len(self._lines)
             self._mark = state["mark"] and (bytes.fromhex(state["mark"][0]), state["mark"][1])
 
     def reads(self) -> tuple[Path, ...]:
@@ -170,8 +174,10 @@ that other commands read only with a larger --max-line."""
     def snapshot(self) -> State:
         """Where the records held are. What time has passed for them is not kept: it begins again."""
         mark = self._mark and [self._mark[0].hex(), self._mark[1]]
-        held = self._spill_file().write_run([chunk_of(self._lines)]) if self._lines else None
-        return {"number": self._number, "held": held, "mark": mark}
+        if len(self._lines) > self._stored:
+            self._held.append(self._spill_file().write_run([chunk_of(self._lines[self._stored :])]))
+            self._stored = len(self._lines)
+        return {"number": self._number, "held": self._held, "mark": mark}
 
     def _spill_file(self) -> Spill:
         self._spill = self._spill or self.ctx.files.spill()
@@ -201,6 +207,7 @@ that other commands read only with a larger --max-line."""
     def _close(self, *, partial: bool = False) -> bytes:
         """The batch's line; the next batch is empty."""
         lines, self._lines, self._size = self._lines, [], 0
+        self._held, self._stored = [], 0
         self._number += 1
         self.ctx.absorb("batched", len(lines), into=1)
         flag = b'"partial":true,' if partial else b""

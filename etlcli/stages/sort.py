@@ -28,6 +28,8 @@ _KEY_OVERHEAD = 96
 _PILE_OVERHEAD = 256
 _FEW = 4096
 _MIN_BLOCK = 32 << 10
+_MAX_BLOCK = 1 << 20
+"""Larger ones are no faster: what is merged at a time should fit into the caches."""
 _MAX_FAN_IN = 256
 _OUT = 4096
 
@@ -248,7 +250,7 @@ that nothing can be left behind."""
 
     def _merge(self, runs: Sequence[Run]) -> Iterator[bytes]:
         """The lines of sorted runs, sorted; the earlier run first among equal keys."""
-        share = max(_MIN_BLOCK, self._merge_bytes() // len(runs))
+        share = max(_MIN_BLOCK, min(_MAX_BLOCK, self._merge_bytes() // len(runs)))
         loaded = [_Loaded(self._blocks(run, share)) for run in runs]
         last: bytes | None = None
         while live := [block for block in loaded if block.keys]:

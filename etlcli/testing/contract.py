@@ -65,6 +65,9 @@ class _Lasting(StepFiles):
         super().__init__("contract", resources, _no_log)
         self._spills: dict[str, SpillFile] = {}
 
+    def claim(self, path: str) -> None:
+        """The other instance may have it."""
+
     def spill(self, directory: str | None = None, name: str = "") -> SpillFile:
         if name not in self._spills:
             self._spills[name] = super().spill(name=name)
