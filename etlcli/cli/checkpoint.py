@@ -71,7 +71,7 @@ def rewind(recipe: str, epoch: int | None) -> None:
                 hint=f"there are: {', '.join(map(str, known))}",
             )
         status = None
-        with suppress(CheckpointError):  # a damaged one is a reason to go back
+        with suppress(manifests.DamagedError):  # a damaged one is a reason to go back
             status = manifests.load(directory, known[-1]).status
         elsewhere = manifests.load(directory, target).elsewhere
         if target != known[-1] and (elsewhere or status == PUBLISHING):

@@ -24,7 +24,7 @@ from etlcli.recipe.model import Fallback, Recipe, StepSpec
 
 _HELP = """Run the pipeline that a recipe describes.
 
-A recipe names a source, steps and a sink; each uses one of the other commands, with that command's options as keys (--by is
+A recipe names a source, steps and a sink, or several; each uses one of the other commands, with that command's options as keys (--by is
 by, --max-line is max_line). Paths in it are relative to the recipe. The output is published when the whole run was
 good, and only then.
 
@@ -164,7 +164,7 @@ command = click.Command(
         click.Option(
             ["--workers"], metavar="N|auto", help="Processes that read and prepare records; auto is the default."
         ),
-        click.Option(["--fresh"], is_flag=True, help="Forget the checkpoints, and begin again from the start."),
+        click.Option(["--fresh"], is_flag=True, help="Forget the run that was interrupted, and begin a new one."),
         click.Option(["--resume-only"], is_flag=True, help="Go on with an interrupted run, and begin no new one (66)."),
         click.Option(["--limit"], metavar="N", help="Stop after that many records were read, and publish them."),
         click.Option(["--timeout"], metavar="DUR", help="Longest the run may take; over it nothing is published (75)."),

@@ -53,6 +53,7 @@ class Keeper:
         self._outputs: dict[str, KeptFile] = {}
         self._spills: dict[str, KeptSpill] = {}
         self._taken_at = monotonic()
+        self._check_owner()
         last = self._forget_run() if fresh else self._last()
         if last and last.status != FINISHED and not last.counts[0]["in"] and differences(last.facts, self._facts):
             last = self._forget_run()  # nothing was read yet
@@ -76,15 +77,20 @@ class Keeper:
 
     def _last(self) -> Manifest | None:
         known = manifests.epochs(self.directory)
-        last = manifests.load(self.directory, known[-1]) if known else None
-        if last and last.recipe != self._name:
-            raise CheckpointError(
-                f"{self.directory} has the checkpoints of another recipe, {last.recipe}",
-                where=self.directory,
-                hint="give each recipe a directory of its own; of a recipe that was renamed, rename it back, or etl "
-                "checkpoint reset forgets them",
-            )
-        return last
+        return manifests.load(self.directory, known[-1]) if known else None
+
+    def _check_owner(self) -> None:
+        """Raises CheckpointError when the directory is another recipe's."""
+        for epoch in manifests.epochs(self.directory):
+            with suppress(manifests.DamagedError):
+                recipe = manifests.load(self.directory, epoch).recipe
+                if recipe != self._name:
+                    raise CheckpointError(
+                        f"{self.directory} has the checkpoints of another recipe, {recipe}",
+                        where=self.directory,
+                        hint="give each recipe a directory of its own; if it was renamed, rename it back, or let etl "
+                        "checkpoint reset forget them",
+                    )
 
     def _forget_run(self) -> Manifest | None:
         """Forgets the run that was interrupted, and not what the last finished one has read."""
@@ -250,6 +256,6 @@ def forget(directory: str, keep: int = 0) -> None:
 
 
 def _is_finished(directory: str, epoch: int) -> bool:
-    with suppress(CheckpointError):
+    with suppress(manifests.DamagedError):
         return manifests.load(directory, epoch).status == FINISHED
     return False

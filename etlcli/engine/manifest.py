@@ -26,6 +26,10 @@ RUNNING, PUBLISHING, FINISHED = "running", "publishing", "finished"
 _NAME = re.compile(r"checkpoint-(\d{8,})\.json")
 
 
+class DamagedError(CheckpointError):
+    """What is there is no manifest that this program can read."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     etl_checkpoint: int = VERSION
     epoch: int
@@ -73,25 +77,25 @@ def save(directory: str, manifest: Manifest) -> None:
 
 
 def load(directory: str, epoch: int) -> Manifest:
-    """Raises CheckpointError when it is damaged, or of a version that this program does not know."""
+    """Raises DamagedError when it is damaged, or of a version that this program does not know."""
     path = manifest_path(directory, epoch)
     try:
         content = read_whole(path, MAX_BYTES)
     except InputMissingError as error:
-        raise CheckpointError(error.message, where=path) from None
+        raise DamagedError(error.message, where=path) from None
     line, _, rest = content.partition(b"\n")
     if rest != b'{"crc32":"%08x"}\n' % zlib.crc32(line):
-        raise CheckpointError(
+        raise DamagedError(
             f"{path} is damaged: its checksum is not that of its content", where=path,
             hint="etl checkpoint rewind goes back to the one before; etl checkpoint reset forgets them all",
         )  # fmt: skip
     try:
         version = msgspec.json.decode(line, type=dict[str, Any])["etl_checkpoint"]
         if version != VERSION:
-            raise CheckpointError(
+            raise DamagedError(
                 f"{path} has version {version}, and this etl writes {VERSION}", where=path,
                 hint="finish the run with the etl that began it, or begin again with --fresh",
             )  # fmt: skip
         return msgspec.json.decode(line, type=Manifest)
     except (msgspec.MsgspecError, KeyError) as error:
-        raise CheckpointError(f"{path} is no checkpoint: {error}", where=path) from None
+        raise DamagedError(f"{path} is no checkpoint: {error}", where=path) from None

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import BIN, Run, environment, run_etl
 
+SPLIT_ETL = Path(__file__).parent.parent / "split_etl.py"
 LINES = [b'{"id":%d,"k":"%s","n":%d.50}\n' % (number, b"abc"[number % 3 :][:1], number % 7) for number in range(3000)]
 SLOW = {"uses": "retry-wrap", "with": {"command": ["sh", "-c", "sleep 0.02; cat"]}}
 SORTED = b"".join(sorted(LINES, key=lambda line: json.loads(line)["n"]))
@@ -339,6 +341,102 @@ def test_limit_takes_no_checkpoint(slow: Work) -> None:
     assert slow.output == SORTED
 
 
+def test_only_its_own_files_are_removed(work: Work) -> None:
+    """Also where the checkpoint directory is the recipe's."""
+    work.write(checkpoint={"dir": ".", "every": "0s"})
+    foreign = [
+        work.directory / name for name in ("other.json", "checkpoint-1.json", "a.spill", "b-0123456789ab.spills")
+    ]
+    for path in foreign:
+        path.write_text("mine")
+    assert work.run("--fresh").returncode == 0
+    assert run_etl("checkpoint", "reset", "recipe.yaml", cwd=work.directory).returncode == 0
+    assert [path.read_text() for path in foreign] == ["mine"] * 4
+    assert run_etl("checkpoint", "reset", "in", cwd=work.directory).returncode == 66
+    assert os.listdir(work.directory / "in") == ["one.ndjson"]
+
+
+def test_a_directory_is_one_recipes(slow: Work) -> None:
+    slow.interrupted()
+    (slow.directory / "other.yaml").write_text((slow.directory / "recipe.yaml").read_text())
+    for arguments in ([], ["--fresh"]):
+        done = run_etl("run", "other.yaml", *arguments, cwd=slow.directory)
+        assert (done.returncode, b"the checkpoints of another recipe, recipe" in done.stderr) == (78, True)
+    assert slow.run().returncode == 0
+    done = run_etl("run", "other.yaml", cwd=slow.directory)
+    assert done.returncode == 78
+    assert slow.output == SORTED
+
+
+def test_outputs_that_two_sinks_would_write(work: Work) -> None:
+    template = {"uses": "write", "with": {"path_template": "out/{k}.ndjson"}}
+    for other in (template, {"uses": "write", "with": {"path": "out/b.ndjson"}}):
+        for checkpoint in ({"checkpoint": {"dir": "state"}}, {}):
+            recipe = work.recipe | {"sinks": [{"id": "one", **template}, {"id": "two", **other}]}
+            del recipe["sink"], recipe["checkpoint"]
+            (work.directory / "recipe.yaml").write_text(json.dumps(recipe | checkpoint))
+            done = work.run()
+            assert (done.returncode, b"is also written by step" in done.stderr) == (78, True), done.stderr
+            assert not list((work.directory / "out").glob("*.ndjson"))
+
+
+def test_names_that_begin_alike(slow: Work) -> None:
+    """Longer than a temporary file's name can be."""
+    slow.write(
+        steps=[{"uses": "map", "with": {"set": [f"k = '{'x' * 210}' + k"]}}, SLOW],
+        sink={"uses": "write", "with": {"path_template": "out/{k}.ndjson"}},
+    )
+    slow.interrupted(signum=signal.SIGKILL)
+    assert slow.run().returncode == 0
+    for number, name in enumerate("abc"):
+        lines = (slow.directory / "out" / f"{'x' * 210}{name}.ndjson").read_bytes().splitlines()
+        assert [json.loads(line)["id"] for line in lines] == list(range(number, len(LINES), 3))
+
+
+def test_a_stream_that_ends_before_it_did(work: Work) -> None:
+    work.write(source={"uses": "read"})
+    process = work.start(stdin=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(b"".join(LINES[:100]))
+    process.stdin.flush()
+    until(lambda: work.read() == 100)
+    process.kill()
+    process.communicate(timeout=60)
+    done = work.run(stdin=b"".join(LINES[:40]))
+    assert (done.returncode, b"ends after 40 records, and 100 were read before" in done.stderr) == (78, True)
+    assert work.run(stdin=b"".join(LINES)).returncode == 0
+    assert work.output == SORTED
+
+
+@pytest.mark.parametrize("mode", ["append", "create"])
+def test_a_target_that_somebody_else_changed(slow: Work, mode: str) -> None:
+    """It is said at once, and not when everything is done."""
+    target = slow.directory / "out.ndjson"
+    if mode == "append":
+        target.write_bytes(b'{"old":1}\n')
+    slow.write(sink={"uses": "write", "with": {"path": "out.ndjson", "mode": mode}})
+    slow.interrupted()
+    with open(target, "ab") as file:
+        file.write(b'{"other":1}\n')
+    done = slow.run()
+    assert (done.returncode, b"by somebody else meanwhile" in done.stderr) == (78, True), done.stderr
+    if mode == "create":
+        target.unlink()
+    assert slow.run("--fresh").returncode == 0
+    assert not slow.left()
+
+
+def test_a_rotated_quarantine(slow: Work) -> None:
+    rules = {"uses": "validate", "with": {"rules": ["id % 10 != 3"]}, "on_error": {"then": "quarantine"}}
+    slow.write(steps=[rules, SLOW], errors={"quarantine": "q.ndjson"})
+    aside = slow.directory / "q.ndjson"
+    slow.interrupted(signum=signal.SIGKILL)
+    aside.with_suffix(".copy").write_bytes(aside.read_bytes())
+    aside.with_suffix(".copy").rename(aside)
+    assert slow.run().returncode == 0
+    assert len(aside.read_bytes().splitlines()) == 300
+
+
 # -- incremental ------------------------------------------------------------------------------------------------------
 
 
@@ -425,6 +523,42 @@ def test_an_incremental_run_that_is_killed(slow: Work) -> None:
     assert slow.output == b"".join(LINES)
     assert slow.run().returncode == 0
     assert slow.output == b"".join([*LINES, LINES[0]])
+
+
+def test_what_was_read_is_known_even_if_a_run_dies_at_its_beginning(log: Work) -> None:
+    """And the recipe is another then."""
+    assert new(log) == LINES[:10]
+    (log.directory / "in" / "two.ndjson").write_bytes(LINES[10])
+    command = [sys.executable, SPLIT_ETL, "run", "recipe.yaml"]
+    killed = subprocess.run(command, cwd=log.directory, env=environment(ETL_TEST_KILL="1"), check=False)
+    assert killed.returncode == -signal.SIGKILL
+    log.write(steps=[{"uses": "filter", "with": {"expr": "id >= 0"}}])
+    log.run()
+    assert log.output == b"".join(LINES[:11])
+
+
+def test_fresh_forgets_a_run_and_not_what_was_read(log: Work) -> None:
+    assert new(log) == LINES[:10]
+    (log.directory / "in" / "two.ndjson").write_bytes(LINES[10])
+    assert log.run("--fresh").returncode == 0
+    assert log.output == b"".join(LINES[:11])
+    assert log.run("--limit", "1").returncode == 2
+    assert run_etl("checkpoint", "reset", "recipe.yaml", cwd=log.directory).returncode == 0
+    assert new(log) == LINES[:11]
+
+
+def test_small_files_that_begin_alike(log: Work) -> None:
+    """What stands in for a file that is gone is another, unless so much of it is the same that it cannot be."""
+    one, two = log.directory / "in" / "one.ndjson", log.directory / "in" / "two.ndjson"
+    one.write_bytes(LINES[0])
+    assert new(log) == LINES[:1]
+    two.write_bytes(LINES[0] + LINES[1])
+    one.unlink()
+    assert new(log) == LINES[:2]
+    two.rename(one)
+    with open(one, "ab") as file:
+        file.write(LINES[2])
+    assert new(log) == LINES[2:3]
 
 
 def test_dry_run_leaves_no_trace(slow: Work, etl: Run) -> None:
