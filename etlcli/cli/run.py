@@ -24,9 +24,9 @@ from etlcli.recipe.model import Fallback, Recipe, StepSpec
 
 _HELP = """Run the pipeline that a recipe describes.
 
-A recipe names a source, steps and a sink, or several; each uses one of the other commands, with that command's options as keys (--by is
-by, --max-line is max_line). Paths in it are relative to the recipe. The output is published when the whole run was
-good, and only then.
+A recipe names a source, steps and a sink, or several; each uses one of the other commands, with that command's options as
+keys (--by is by, --max-line is max_line). Paths in it are relative to the recipe. Files are published when the whole run
+was good, and only then.
 
 With checkpoint.dir a run that is interrupted, killed or fails can be gone on with: the next `etl run` does so by itself,
 and publishes the same bytes as one that was never stopped. INT and TERM then take a last checkpoint first; a second one

@@ -21,7 +21,7 @@ from etlcli.core.stage import State
 from etlcli.errors import CheckpointError
 from etlcli.io.compression import is_compressed
 from etlcli.io.identity import Identity, change, identity_of, whole_lines_end
-from etlcli.io.inputs import STDIN, Input, InputStream, expand, is_url, masked
+from etlcli.io.inputs import STDIN, Input, InputStream, expand, is_url, located, masked
 
 
 class Place(NamedTuple):
@@ -70,6 +70,7 @@ class Progress:
     ) -> None:
         """`given` are paths, globs and URLs."""
         self._log = log
+        self._base_dir = base_dir
         self._keeps = keeps
         self._entries: dict[int, _Entry] = {}
         self._opened: dict[int, tuple[Identity | None, int | None]] = {}
@@ -79,7 +80,7 @@ class Progress:
         """Of inputs that are none of this run."""
         if state and "since" not in state:
             urls = {masked(path): path for path in given if is_url(path)}
-            self.paths = [urls.get(path, path) for path in state["paths"]]
+            self.paths = [urls.get(path) or located(path, base_dir) for path in state["paths"]]
             self._at = state["at"]
             self._incremental = state["incremental"]
             self._entries = {int(number): _entry(values) for number, values in state["inputs"].items()}
@@ -119,25 +120,31 @@ class Progress:
     def passed(self, place: Place, line: int) -> None:
         """A part was worked on; the next line of its input is `line`."""
         identity, limit = self._opened[place.input]
-        path = masked(self.paths[place.input])
+        path = self._from_recipe(self.paths[place.input])
         self._entries[place.input] = _Entry(path, identity, place.offset, line, place.rows, place.digest, limit)
         self._at = place.input
 
     def snapshot(self) -> State:
         return {
-            "paths": list(map(masked, self.paths)),
+            "paths": list(map(self._from_recipe, self.paths)),
             "at": self._at,
             "incremental": self._incremental,
             "inputs": {str(number): list(entry) for number, entry in self._entries.items()},
             "left": self._left,
         }
 
+    def _from_recipe(self, path: str) -> str:
+        """As it stands in a checkpoint: the same wherever the run is gone on with from, and without credentials."""
+        if path == STDIN or is_url(path) or os.path.isabs(path):
+            return masked(path)
+        return os.path.relpath(path, self._base_dir or ".")
+
     def _check_done(self) -> None:
         """A file that was read entirely must still be what it was: else the result would be of two different inputs."""
         for number, entry in self._entries.items():
             if number < self._at and entry.identity and entry.path != STDIN and not self._incremental:
                 try:
-                    fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+                    fd = os.open(located(entry.path, self._base_dir), os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
                     raise _another(entry.path, f"cannot be opened ({error.strerror})") from None
                 try:
@@ -154,7 +161,7 @@ class Progress:
         by_path = {entry.path: entry for entry in known}
         unmatched = []
         for number, path in enumerate(self.paths):
-            entry = by_path.get(path)
+            entry = by_path.get(self._from_recipe(path))
             if entry and self._is_same(entry, path):
                 self._entries[number] = entry
                 del by_path[path]
@@ -164,7 +171,7 @@ class Progress:
             renamed = next((other for other in by_path.values() if self._is_same(other, path)), None)
             if renamed:
                 self._log("info", "input_renamed", path=path, before=renamed.path)
-                self._entries[number] = renamed._replace(path=path)
+                self._entries[number] = renamed._replace(path=self._from_recipe(path))
                 del by_path[renamed.path]
             if entry:
                 self._log("warning", "input_replaced", path=masked(path), read_before=entry.offset or entry.rows)
@@ -174,12 +181,12 @@ class Progress:
 
     def _is_same(self, entry: _Entry, path: str) -> bool:
         if entry.identity is None or not entry.identity.size:
-            return entry.path == path
+            return entry.path == self._from_recipe(path)
         with suppress(OSError):
             fd = 0 if path == STDIN else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 what = change(entry.identity, fd)
-                if entry.path != path:
+                if entry.path != self._from_recipe(path):
                     alike = entry.identity.is_telling or os.fstat(fd).st_ino == entry.identity.inode
                     return what in (None, "changed") and alike
                 if what == "cut short":

@@ -80,13 +80,13 @@ below the template's own directory, whatever it holds."""
             _allow_open_files(params.max_files)
             self._write = self._write_partitions
             for path in self._begun:
-                self._open(path)
+                self._open(os.path.join(ctx.base_dir, path))
 
     def write(self, batch: Batch) -> list[Reject]:
         return self._write(batch)
 
     def snapshot(self) -> State:
-        return {"files": {path: file.snapshot() for path, file in self._files.items()}}
+        return {"files": {self._from_recipe(path): file.snapshot() for path, file in self._files.items()}}
 
     def finish(self) -> None:
         """All files are complete and durable before the first is published."""
@@ -102,9 +102,14 @@ below the template's own directory, whatever it holds."""
         exclusive, append = self.params.mode == "create", self.params.mode == "append"
         output = Stdout() if path == STDIN else self.ctx.files.output(path, exclusive=exclusive, append=append)
         # Half of a compressed stream is nothing that another process could go on with.
-        plain = self.ctx.files.spill(name=path) if self.ctx.files.keeps and method_of(path) else None
-        self._files[path] = _File(output, path, self.params, plain, self._begun.get(path))
+        name = self._from_recipe(path)
+        plain = self.ctx.files.spill(name=name) if self.ctx.files.keeps and method_of(path) else None
+        self._files[path] = _File(output, path, self.params, plain, self._begun.get(name))
         return self._files[path]
+
+    def _from_recipe(self, path: str) -> str:
+        """The same wherever the run is gone on with from."""
+        return path if path == STDIN else os.path.relpath(path, self.ctx.base_dir or ".")
 
     def _write_partitions(self, batch: Batch) -> list[Reject]:
         parts: dict[str, list[int]] = {}

@@ -90,7 +90,9 @@ class Ledger:
         return [step.as_dict() for step in self.steps]
 
     def restore(self, counts: list[dict[str, Any]]) -> None:
-        """The counts of an `as_list`, of the same steps."""
+        """The counts of an `as_list`, of the same steps; of all its steps where none is open yet."""
+        for each in () if self.steps else counts:
+            self.open(each["step"])
         for step, each in zip(self.steps, counts, strict=True):
             step.restore(each)
 

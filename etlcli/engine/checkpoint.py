@@ -20,7 +20,7 @@ from typing import Any
 
 from etlcli.core.files import Output
 from etlcli.engine import manifest as manifests
-from etlcli.engine.manifest import FINISHED, RUNNING, Manifest
+from etlcli.engine.manifest import FINISHED, PUBLISHING, RUNNING, Manifest
 from etlcli.errors import CheckpointError, InputMissingError
 from etlcli.io.files import open_output
 from etlcli.io.kept import KeptFile, KeptSpill, part_of, publish
@@ -63,6 +63,7 @@ class Keeper:
         self._incremental = recipe.incremental
         self._since = last.source if last and last.status == FINISHED else None
         if self.before:
+            self._check_place(self.before.directory)
             self._check_facts(self.before.facts)
             log("info", "run_resumed", recipe=recipe.name, epoch=self.before.epoch, taken=self.before.at)
         elif resume_only:
@@ -116,8 +117,11 @@ class Keeper:
     def due(self) -> bool:
         return monotonic() - self._taken_at >= self._every
 
-    def take(self, status: str = RUNNING, **content: Any) -> None:
-        """The run's files first, the manifest last: it is what counts."""
+    def take(self, *, complete: bool = False, **content: Any) -> None:
+        """The run's files first, the manifest last: it is what counts. `complete`: nothing is left but to publish."""
+        self._take(PUBLISHING if complete else RUNNING, content)
+
+    def _take(self, status: str, content: dict[str, Any]) -> None:
         new = [file for path, file in self._outputs.items() if path not in self._output_positions]
         self._output_positions |= {path: file.position() for path, file in self._outputs.items()}
         self._spill_ends |= {name: spill.sync() for name, spill in self._spills.items()}
@@ -125,6 +129,7 @@ class Keeper:
         manifest = Manifest(
             epoch=self._epoch,
             status=status,
+            directory=os.path.realpath(self.directory),
             recipe=self._name,
             facts=self._facts,
             outputs=self._output_positions,
@@ -153,7 +158,7 @@ class Keeper:
         """Everything is published. What is left is where the source was, and the counts."""
         self._output_positions, self._spill_ends = {}, {}
         self._outputs, self._spills = {}, {}
-        self.take(FINISHED, **content)
+        self._take(FINISHED, content)
         for number in manifests.epochs(self.directory)[:-1]:
             os.unlink(manifests.manifest_path(self.directory, number))
         with suppress(FileNotFoundError):
@@ -163,9 +168,10 @@ class Keeper:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def output(self, path: str, *, exclusive: bool, append: bool) -> Output:
-        position = self._output_positions.get(path)
+        target = os.path.realpath(path)
+        position = self._output_positions.get(target)
         with open(os.path.join(self.directory, _PARTS), "a", encoding="utf-8", errors="surrogateescape") as parts:
-            parts.write(part_of(path, self._owner) + "\n")
+            parts.write(f"{os.path.realpath(self.directory)}\0{part_of(path, self._owner)}\n")
         output = open_output(
             path,
             exclusive=exclusive,
@@ -174,7 +180,7 @@ class Keeper:
             kind=partial(KeptFile, owner=self._owner, position=position),
         )
         if isinstance(output, KeptFile):
-            self._outputs[path] = output
+            self._outputs[target] = output
         return output
 
     def spill(self, step: str, name: str) -> KeptSpill:
@@ -190,6 +196,15 @@ class Keeper:
         for name in os.listdir(self.directory):
             if _SPILL.fullmatch(name) and name not in self._spill_ends:
                 os.unlink(os.path.join(self.directory, name))
+
+    def _check_place(self, before: str) -> None:
+        """Outputs lie beside their targets, so that a run cannot be gone on with in a copy."""
+        if before != os.path.realpath(self.directory):
+            raise CheckpointError(
+                f"the checkpoints in {self.directory} were taken in {before}, where the unfinished outputs are, too",
+                where=self.directory,
+                hint="go on with the run there, or move everything back; --fresh begins a new one here",
+            )
 
     def _check_facts(self, before: dict[str, str]) -> None:
         changed = differences(before, self._facts)
@@ -243,9 +258,11 @@ def forget(directory: str, keep: int = 0) -> None:
     """Removes all checkpoints but that of the epoch to `keep`, and what they kept. What was published stays."""
     with suppress(FileNotFoundError):
         with open(os.path.join(directory, _PARTS), encoding="utf-8", errors="surrogateescape") as parts:
-            for part in parts.read().splitlines():
-                with suppress(FileNotFoundError):
-                    os.unlink(part)
+            for line in parts.read().splitlines():
+                where, _, part = line.partition("\0")
+                if where == os.path.realpath(directory):  # else this is a copy, and the part the original's
+                    with suppress(FileNotFoundError):
+                        os.unlink(part)
         os.unlink(os.path.join(directory, _PARTS))
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         if _SPILL.fullmatch(name):

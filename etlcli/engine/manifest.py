@@ -35,6 +35,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     status: str
     """running: to be gone on with; publishing: everything is complete and may be partly published; finished."""
+    directory: str
+    """Where it was taken."""
     run: str
     recipe: str
     facts: dict[str, str]
@@ -45,7 +47,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     steps: dict[str, State | None]
     sinks: dict[str, State | None]
     outputs: dict[str, dict[str, Any]]
-    """Files that will be published, by path: `io.kept.Position`."""
+    """Files that will be published, by where they will be: `io.kept.Position`."""
     spills: dict[str, int]
     """Files in the checkpoint directory, and how long they were."""
     quarantine: dict[str, Any] | None
@@ -53,6 +55,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     findings: int
     elsewhere: bool = False
     """Whether a sink keeps its own count of what it has, so that there is no going back to an earlier checkpoint."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do but to publish."""
+        return self.status == PUBLISHING
 
 
 def epochs(directory: str) -> list[int]:

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 _WORTH = 16 << 20
 """Bytes of input for which another process pays."""
 _AHEAD = 4
-PUBLISHING, RUNNING = "publishing", "running"
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
@@ -85,7 +84,7 @@ class Pipeline:
 
                 position = before.quarantine if before else None
                 self._quarantine = resources.enter_context(Quarantine(self.recipe, self.run_id, position))
-            if before and before.status == PUBLISHING:
+            if before and before.complete:
                 self._publish_rest(before, resources)
                 return
             plan = self._build(resources)
@@ -102,7 +101,7 @@ class Pipeline:
                 sink.component.finish()
             with _undisturbed():
                 if self._keeper:
-                    self._take_checkpoint(plan, PUBLISHING)
+                    self._take_checkpoint(plan, complete=True)
                 # A file can be published when a database has had its say, and not the other way round.
                 for sink in sorted(plan.outlet.sinks, key=lambda sink: not sink.component.elsewhere):
                     sink.component.commit()
@@ -111,7 +110,7 @@ class Pipeline:
                     step.commit_state()
                 if self._keeper:
                     self._keeper.finished(**self._content(plan.source.component.snapshot()))
-            self._say_finished(plan.outlet.sinks)
+            self._say_finished()
 
     def _flow(self, plan: Plan, resources: ExitStack) -> None:
         """All records, from the source to the sinks."""
@@ -164,19 +163,19 @@ class Pipeline:
             self._take_checkpoint(plan)
             self._drain.deliver()
 
-    def _take_checkpoint(self, plan: Plan, status: str = RUNNING) -> None:
+    def _take_checkpoint(self, plan: Plan, *, complete: bool = False) -> None:
         """In this order: the sinks and the stages bring what they hold into their files; those, and the quarantine, become
         durable; the manifest makes it count."""
         assert self._keeper
         plan.outlet.settle()
         position = plan.source.component.snapshot()
-        if position is None and status == RUNNING:
+        if position is None and not complete:
             return
         sinks = {sink.count.step: sink.component.snapshot() for sink in plan.outlet.sinks}
-        stages = [stage for stage in plan.stages if status == RUNNING or stage.commits]
+        stages = [stage for stage in plan.stages if stage.commits or not complete]
         steps = {stage.count.step: stage.component.snapshot() for stage in stages}
-        self._keeper.take(status, **self._content(position, steps, sinks))
-        self._log("debug", "checkpoint", status=status, read=self.ledger.received)
+        self._keeper.take(complete=complete, **self._content(position, steps, sinks))
+        self._log("debug", "checkpoint", complete=complete, read=self.ledger.received)
 
     def _content(self, position: State | None, steps: Any = None, sinks: Any = None) -> dict[str, Any]:
         """What a manifest holds beside the files of a run."""
@@ -194,28 +193,34 @@ class Pipeline:
         }
 
     def _publish_rest(self, before: Manifest, resources: ExitStack) -> None:
-        """What a run still had to do that died when everything was complete."""
+        """What a run still had to do that died when everything was complete. Only what has something to commit is built."""
         assert self._keeper
-        count = self.ledger.open(self.recipe.source.id)
-        stages = self._stages(self.recipe.steps, count, resources)
-        outlet = self._outlet(self.ledger.steps[-1], resources, elsewhere=True)
         self.ledger.restore(before.counts)
+        counts = {count.step: count for count in self.ledger.steps}
+
+        def commit(kind: str, spec: StepSpec) -> None:
+            context = self._context(spec, counts[spec.id], self._policy(spec.on_error.then), resources)
+            self._component(kind, spec, context, self._state(kind, spec.id)).commit()
+
         with _undisturbed():
             self._keeper.publish()
-            for sink in outlet.sinks:
-                sink.component.commit()
-            for stage in (*stages, *outlet.stages):
-                stage.commit_state()
+            for spec in self.recipe.sinks:
+                if find("sink", spec.uses).elsewhere:
+                    commit("sink", spec)
+            for spec in self.recipe.stages:
+                if find("stage", spec.uses).commit is not Stage.commit:
+                    commit("stage", spec)
             self._keeper.finished(**self._content(before.source))
-        self._say_finished(outlet.sinks)
+        self._say_finished()
 
-    def _say_finished(self, sinks: Sequence[SinkStep]) -> None:
+    def _say_finished(self) -> None:
+        sinks = {spec.id for spec in self.recipe.sinks}
         self._log(
             "info",
             "run_finished",
             recipe=self.recipe.name,
             read=self.ledger.received,
-            written=sum(sink.count.sent for sink in sinks),
+            written=sum(count.sent for count in self.ledger.steps if count.step in sinks),
             rejected=self.ledger.rejected(),
             discarded=self.ledger.discarded(),
         )
@@ -287,17 +292,13 @@ class Pipeline:
         beyond += outlet.stages
         return Plan(source, trunk, outlet)
 
-    def _outlet(
-        self, above: StepCount, resources: ExitStack, *, reporting: bool = False, elsewhere: bool = False
-    ) -> Outlet | Fork:
-        """`reporting`: of a run that makes no output. `elsewhere`: only the sinks that are to be found elsewhere than in
-        the run's files."""
+    def _outlet(self, above: StepCount, resources: ExitStack, *, reporting: bool) -> Outlet | Fork:
+        """`reporting`: of a run that makes no output."""
 
         def outlet(branch: Branch, above: StepCount) -> Outlet:
             stages = self._stages(branch.steps, above, resources)
             count = self.ledger.open(branch.sink.id, stages[-1].count if stages else above)
-            nowhere = reporting or (elsewhere and not find("sink", branch.sink.uses).elsewhere)
-            return Outlet(stages, self._sink(branch.sink, count, resources, nowhere=nowhere))
+            return Outlet(stages, self._sink(branch.sink, count, resources, nowhere=reporting))
 
         recipe = self.recipe
         if recipe.sink:
@@ -414,10 +415,13 @@ def _no_rest() -> None:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Signals that would end the run wait until it is over: half of the files published, or the keys of what was published
-    forgotten, would be worse than a moment's delay."""
+    forgotten, would be worse than a moment's delay. If it goes well they come too late, and a run that is done must not
+    look like one that was interrupted."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         yield
+        while signal.sigtimedwait(_STOPS, 0):
+            pass
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -437,6 +438,33 @@ def test_a_rotated_quarantine(slow: Work) -> None:
     assert len(aside.read_bytes().splitlines()) == 300
 
 
+def test_gone_on_with_from_another_directory(slow: Work, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As a person's shell and cron do."""
+    aside = {"uses": "validate", "with": {"rules": ["id % 10 != 3"]}, "on_error": {"then": "quarantine"}}
+    slow.write(steps=[aside, SLOW], errors={"quarantine": "q.ndjson"})
+    slow.interrupted()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    recipe = os.path.relpath(slow.directory / "recipe.yaml", elsewhere)
+    done = run_etl("run", recipe, cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["id"] for line in slow.output.splitlines()] == [
+        n for n in range(len(LINES)) if n % 10 != 3
+    ]
+    assert not slow.left()
+
+
+def test_a_copy_is_refused(slow: Work, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The unfinished output is the original's."""
+    slow.interrupted()
+    copy = tmp_path_factory.mktemp("copy") / "work"
+    shutil.copytree(slow.directory, copy)
+    done = run_etl("run", "recipe.yaml", cwd=copy)
+    assert (done.returncode, b"were taken in" in done.stderr) == (78, True), done.stderr
+    assert run_etl("run", "recipe.yaml", "--fresh", cwd=copy).returncode == 0
+    assert slow.run().returncode == 0
+    assert slow.output == SORTED == (copy / "out.ndjson").read_bytes()
+
+
 # -- incremental ------------------------------------------------------------------------------------------------------
 
 
@@ -545,6 +573,15 @@ def test_fresh_forgets_a_run_and_not_what_was_read(log: Work) -> None:
     assert log.run("--limit", "1").returncode == 2
     assert run_etl("checkpoint", "reset", "recipe.yaml", cwd=log.directory).returncode == 0
     assert new(log) == LINES[:11]
+
+
+def test_another_directory_knows_what_was_read(log: Work, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert new(log) == LINES[:10]
+    (log.directory / "in" / "two.ndjson").write_bytes(LINES[10])
+    done = run_etl("run", log.directory / "recipe.yaml", cwd=tmp_path_factory.mktemp("elsewhere"))
+    assert done.returncode == 0, done.stderr
+    assert log.output == b"".join(LINES[:11])
+    assert new(log) == []
 
 
 def test_small_files_that_begin_alike(log: Work) -> None:
