@@ -258,7 +258,7 @@ def forget(directory: str, keep: int = 0) -> None:
     """Removes all checkpoints but that of the epoch to `keep`, and what they kept. What was published stays."""
     with suppress(FileNotFoundError):
         with open(os.path.join(directory, _PARTS), encoding="utf-8", errors="surrogateescape") as parts:
-            for line in parts.read().splitlines():
+            for line in parts.read().split("\n"):
                 where, _, part = line.partition("\0")
                 if where == os.path.realpath(directory):  # else this is a copy, and the part the original's
                     with suppress(FileNotFoundError):
