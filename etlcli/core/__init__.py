@@ -18,6 +18,7 @@ process and later in many: `prepare` is pure and may run anywhere, `apply` is or
     aggregates.py, groups.py
                  what is worked out about groups of records, in parts that can be merged
     stage.py     Source, Stage, Sink, Context, Timed
+    files.py     what a step may write
     policy.py    what happens to a rejected record
     ledger.py    the counts behind "nothing is lost silently"
 """

@@ -6,6 +6,11 @@
     files.py        atomic files: published by rename, or not at all
     stdout.py       standard output, and what may be wrong with it
     spill.py        sorted runs on disk, without names
+    stepfiles.py    what a step may write, and that nobody else does
+    kept.py         outputs and spill files that outlive their process
+    extents.py      plain files in parts that any process can read
+    identity.py     which file it was
+    command.py      external commands, and several side by side
     handshake.py    two `etl` processes on one pipe: noticing that the upstream did not finish
     terminal.py     data made safe to show
 
