@@ -1,0 +1,123 @@
+"""What is known of a run at one moment: the one thing that all who watch a run look at.
+
+The engine makes a `Status` whenever somebody asks (`look`), from counts that it keeps anyway; metrics, progress, reports and
+`etl top` are different ways of showing it. Nothing is consistent to the record while the run goes on: counts are read while
+they change. Of a run that has ended they balance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper ends of the buckets of the seconds a step takes for a batch; what took longer is in one more."""
+
+STARTING, RUNNING, PUBLISHING, SUCCEEDED, FAILED = "starting", "running", "publishing", "succeeded", "failed"
+
+
+class StepStatus(msgspec.Struct, kw_only=True):
+    """A step's counts are those of the ledger: in + made = out + discarded + rejected + absorbed."""
+
+    id: str
+    uses: str
+    kind: str
+    """source, stage, sink, or fork: where records go to several sinks."""
+    above: str | None
+    """The step whose records it takes."""
+    received: int = 0
+    made: int = 0
+    sent: int = 0
+    discarded: dict[str, int] = {}
+    """By reason, as rejected by code, absorbed and healed by how."""
+    rejected: dict[str, int] = {}
+    absorbed: dict[str, int] = {}
+    healed: dict[str, int] = {}
+    retries: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    bytes_in: int = 0
+    """Of records as lines; what a source has read."""
+    bytes_out: int = 0
+    """Of records as lines; what a sink has written to its files."""
+    seconds: float = 0.0
+    """Spent at work, by all processes together."""
+    blocked: dict[str, float] = {}
+    """Seconds spent waiting, by what for: input, output, command, workers, or the id of the step whose queue was full."""
+    buckets: list[int] = []
+    """How many batches took how long: as many as BUCKETS, and one more."""
+
+
+class CheckpointMark(msgspec.Struct):
+    at: float
+    """Seconds since 1970."""
+    received: int
+    """Records read until then."""
+    seconds: float
+    """What it took."""
+
+
+class Example(msgspec.Struct):
+    """A rejected record; the text of all fields may be hostile."""
+
+    step: str
+    code: str
+    message: str
+    path: str | None
+    line: int | None
+    raw: str
+    """The beginning of the line."""
+
+
+class Status(msgspec.Struct, kw_only=True):
+    run: str
+    recipe: str
+    """Its name."""
+    path: str | None
+    """Of the recipe's file; None for a subcommand."""
+    digest: str | None = None
+    pid: int
+    version: str
+    state: str
+    """starting, running, publishing, succeeded or failed."""
+    resumed: bool = False
+    """Whether it goes on from a checkpoint of another process."""
+    started: float
+    """Seconds since 1970, as all moments; of the first process that had to do with the run."""
+    now: float
+    exit_code: int | None = None
+    """Of a run that has ended."""
+    error: str | None = None
+    read: int = 0
+    """Bytes of the input that were read, and how many there are, where that is known."""
+    size: int | None = None
+    received: int = 0
+    """Records read, blank lines not among them."""
+    queued: int = 0
+    """Bytes that were read and wait for their turn; and how many may."""
+    queue: int = 0
+    workers: int = 1
+    generation: int = 1
+    """How many configurations the run has had."""
+    steps: list[StepStatus] = []
+    """In pipeline order; branches of a fork one after another."""
+    checkpoints: list[CheckpointMark] = []
+    """Those of this process, the latest; empty where none are taken."""
+    checkpoint_every: float | None = None
+    rejects: list[Example] = []
+    """The first few of each step and code."""
+
+
+Look = Callable[[], Status]
+
+
+class Observer(Protocol):
+    """Watches a run from beside: it may take as long as it likes, and must not raise."""
+
+    def begin(self, look: Look) -> None:
+        """The run starts. `look` may be called from any thread until `end` returns."""
+
+    def end(self, last: Status) -> None:
+        """The run is over, however it ended: `last` says how. All it had is released when this returns."""
