@@ -97,6 +97,11 @@ class Progress:
         """The numbers of the inputs that are not known to be read entirely."""
         return range(max(0, self._at), len(self.paths))
 
+    @property
+    def passed_bytes(self) -> int:
+        """Of the inputs that remain, how many need not be read again."""
+        return sum(entry.offset for number, entry in self._entries.items() if number in self.remaining)
+
     def start(self, number: int, stream: Input) -> Start | None:
         """Where to begin in an input that was opened; None if there is nothing new in it."""
         entry = self._entries.get(number)

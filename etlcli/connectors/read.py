@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from etlcli.connectors.progress import Place, Progress, Start
@@ -16,7 +17,7 @@ from etlcli.formats import RawChunk, Reader, ReadOptions, format_of, module
 from etlcli.formats.ndjson import without_bom
 from etlcli.io.compression import is_compressed, method_of, opened
 from etlcli.io.extents import Extent, ExtentReader, extents_of, start_of
-from etlcli.io.inputs import STDIN, Input, InputStream, Limited, Prefixed, check_input, open_input, size_of
+from etlcli.io.inputs import STDIN, Input, InputStream, Limited, Prefixed, Watched, check_input, open_input, size_of
 from etlcli.registry import FORMATS
 
 
@@ -84,7 +85,8 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
                     for extent in extents_of(stream, path, first, skipped, start.offset, start.limit):
                         yield _Part(extent, Place(number, extent.end), start.line)
                 else:
-                    limited = stream if start.limit is None else Limited(stream, start.limit)
+                    self._stream = watched = Watched(stream, partial(self.ctx.waiting, "input"), self._count)
+                    limited = watched if start.limit is None else Limited(watched, start.limit)
                     yield from self._read(limited, format, number, start)
             finally:
                 self._stream = None
@@ -96,6 +98,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
             raw = part.what
             batch, rejects, blank = parse(raw.chunk, raw.span, project, self.params.max_line, raw.lines)
             return Prepared(batch, rejects, _blank(blank), _Read(part.place))
+        size = part.what.end - part.what.start
         found = self._extents.read(part.what, self.params.max_line)
         lines = lines_of(found.chunk)
         span = Span(part.what.name, 1, found.offset, lines)
@@ -103,7 +106,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         if found.long:
             row = len(lines)
             rejects.append(too_long(found.long, found.long_size, (span, row), self.params.max_line, row))
-        read = _Read(part.place, span, len(lines) + bool(found.long), part.line)
+        read = _Read(part.place, span, len(lines) + bool(found.long), part.line, size)
         return Prepared(batch, rejects, _blank(blank), read)
 
     def apply(self, prepared: Prepared) -> None:
@@ -111,6 +114,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         read: _Read | None = prepared.extra
         if read is None:
             return
+        self._count(read.size)
         if read.span:
             if read.place and read.place.input != self._input:
                 self._input, self._line = read.place.input, read.line
@@ -124,7 +128,11 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         return self._progress.snapshot() if self._rests else None
 
     def size(self) -> int:
-        return sum(map(size_of, self._paths))
+        return sum(size_of(path) or 0 for path in self._paths)
+
+    def left(self) -> int | None:
+        sizes = [size_of(self._paths[number]) for number in self._progress.remaining]
+        return None if None in sizes else sum(filter(None, sizes)) - self._progress.passed_bytes
 
     def ready(self) -> bool:
         return self._stream is None or self._stream.wait(0)
@@ -161,6 +169,9 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         return Prepared(
             Batch.of_lines([]), [Reject(code, [{"message": message}], chunk[:-1], (span, 0), 0)], extra=read
         )
+
+    def _count(self, size: int) -> None:
+        self.ctx.count.effort.bytes_in += size
 
     def _first_bytes(self, stream: Input, path: str) -> bytes | None:
         """Of a plain file, which can be read in extents; None for anything else."""
@@ -213,6 +224,8 @@ class _Read(NamedTuple):
     span: Span | None = None
     rows: int = 0
     line: int = 1
+    size: int = 0
+    """Bytes of an extent; those of a stream are counted as they come."""
 
 
 class _Rows:

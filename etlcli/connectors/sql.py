@@ -115,7 +115,8 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
         """Commits what was put in. Where the table is further than this run, its mark stays as it is."""
         if self._received >= self._before.received:
             mark = _Mark(self._since, self._received, self._refused, self._digest.hex)
-            self._database.mark(self.ctx.run, self.ctx.step, mark)
+            with self.ctx.waiting("database"):
+                self._database.mark(self.ctx.run, self.ctx.step, mark)
             self._since, self._refused, self._digest = self._received, {}, _Digest()
         return {"received": self._received}
 
@@ -158,7 +159,8 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
 
     def _execute(self, statement: str, indices: range, rows: list[Row], refused: dict[int, str]) -> None:
         """All rows at once; where the database refuses that, each half, until those it refuses stand alone."""
-        why = self._database.execute(statement, rows)
+        with self.ctx.waiting("database"):
+            why = self._database.execute(statement, rows)
         if why is None:
             return
         if len(rows) == 1:

@@ -73,7 +73,7 @@ below the template's own directory, whatever it holds."""
         if params.path:
             path = located(params.path, ctx.base_dir)
             file = self._open(path)
-            self.waits = not isinstance(file.output, AtomicFile)
+            self.waits = not isinstance(file.out.output, AtomicFile)
             self._write: Callable[[Batch], list[Reject]] = file.write
         else:
             self._template = _Template(params.path_template, ctx.base_dir)
@@ -95,8 +95,8 @@ below the template's own directory, whatever it holds."""
 
     def commit(self) -> None:
         for file in self._files.values():
-            file.output.commit()
-            self.ctx.log("info", "published", path=file.output.path)
+            file.out.output.commit()
+            self.ctx.log("info", "published", path=file.out.output.path)
 
     def _open(self, path: str) -> _File:
         exclusive, append = self.params.mode == "create", self.params.mode == "append"
@@ -104,7 +104,8 @@ below the template's own directory, whatever it holds."""
         # Half of a compressed stream is nothing that another process could go on with.
         name = self._from_recipe(path)
         plain = self.ctx.files.spill(name=name) if self.ctx.files.keeps and method_of(path) else None
-        self._files[path] = _File(output, path, self.params, plain, self._begun.get(name))
+        out = _Out(output, self.ctx)
+        self._files[path] = _File(out, path, self.params, plain, self._begun.get(name))
         return self._files[path]
 
     def _from_recipe(self, path: str) -> str:
@@ -142,15 +143,33 @@ below the template's own directory, whatever it holds."""
         return self._open(path)
 
 
+class _Out:
+    """Takes blocks to an output. What is written is counted, and the time is waiting."""
+
+    def __init__(self, output: Output, ctx: Context) -> None:
+        self.output = output
+        self._ctx = ctx
+
+    def write(self, block: bytes) -> None:
+        with self._ctx.waiting("output"):
+            self.output.write(block)
+        self._ctx.count.effort.bytes_out += len(block)
+
+    def flush(self) -> None:
+        with self._ctx.waiting("output"):
+            self.output.flush()
+
+
 class _File:
     """One output: format over compression over an atomic file. Where there is a `plain` file, the content lies there until
     it is complete, and is compressed then."""
 
     def __init__(
-        self, output: Output, path: str, params: Any, plain: Spill | None = None, state: State | None = None
+        self, out: _Out, path: str, params: Any, plain: Spill | None = None, state: State | None = None
     ) -> None:
         """`state` is what `snapshot` gave."""
-        self.output = output
+        self.out = out
+        output = out.output
         name = format_of(path) if params.format == "auto" else params.format
         writer: type[Writer] = module(name).Writer
         options = WriteOptions(name, params.columns)
@@ -160,11 +179,11 @@ class _File:
             options = _following(writer, path, options)
             last_byte = _last_byte(path) if method else output.last_byte
         # Its first bytes are out when it is made.
-        self._compressed = Compressed(method, output.write) if method and not plain else None
+        self._compressed = Compressed(method, out.write) if method and not plain else None
         self._method = method
         self._plain = plain
         self._size = state["plain"] if state else 0
-        write = self._compressed.write if self._compressed else output.write
+        write = self._compressed.write if self._compressed else out.write
         self._buffer = _Buffered(self._write_plain if plain else write)
         if last_byte not in (b"", b"\n"):
             self._buffer.write(b"\n")
@@ -185,12 +204,12 @@ class _File:
         self._writer.close()
         self._buffer.flush()
         if self._plain and self._method:
-            self._compressed = Compressed(self._method, self.output.write)
+            self._compressed = Compressed(self._method, self.out.write)
             for block in self._plain.read_run(Run(0, self._size), _BLOCK):
                 self._compressed.write(block)
         if self._compressed:
             self._compressed.close()
-        self.output.flush()
+        self.out.flush()
 
     def _write_plain(self, block: bytes) -> None:
         assert self._plain

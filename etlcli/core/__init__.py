@@ -1,4 +1,4 @@
-"""Values and contracts. Nothing in here touches a file, a socket or a clock.
+"""Values and contracts. Nothing in here touches a file or a socket.
 
 A *record* is one JSON object on one line; a `Batch` is a run of records in input order, held as the bytes they
 came in for as long as that is possible. A `Stage` has two halves, so that the same code runs in a shell pipe, in one
@@ -21,4 +21,5 @@ process and later in many: `prepare` is pure and may run anywhere, `apply` is or
     files.py     what a step may write
     policy.py    what happens to a rejected record
     ledger.py    the counts behind "nothing is lost silently"
+    effort.py    what a step's work takes: bytes, seconds, waiting
 """

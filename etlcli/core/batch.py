@@ -202,6 +202,7 @@ class Batch:
         "_projection",
         "_records",
         "_rows",
+        "_size",
         "_span",
         "_structs",
         "count",
@@ -237,6 +238,7 @@ class Batch:
         self._given = given or {}
         self._kin = (os.getpid(), next(_families)) if kin is None else kin
         self._records: list[dict[str, Any]] | None = None
+        self._size: int | None = None
 
     def __reduce__(self) -> Any:
         """What another process needs of it: the bytes and where they came from, not the forms derived from them."""
@@ -271,7 +273,11 @@ class Batch:
     @property
     def size(self) -> int:
         """Bytes of its lines, with newlines."""
-        return sum(map(len, self.lines)) + self.count if self._chunk is None else len(self._chunk)
+        if self._chunk is not None:
+            return len(self._chunk)
+        if self._size is None:
+            self._size = sum(map(len, self.lines)) + self.count
+        return self._size
 
     def twin(self) -> Batch:
         """The same records in another object, for another thread: the forms it derives are its own."""

@@ -12,18 +12,21 @@ from collections import Counter
 from threading import RLock
 from typing import Any
 
+from etlcli.core.effort import Clock, Effort
 from etlcli.errors import LedgerError
 
 
 class StepCount:
     """One step's counts, in records. `absorbed` are records that live on in others (a batch, a group, the records that
     a batch held), `made` are those others. Beside the balance: `healed` are records that a retry or a fallback saved from
-    being rejected, `retries` the tries it took; `entered` are records that did not come from the step before (a replay)."""
+    being rejected, `retries` the tries it took; `entered` are records that did not come from the step before (a replay).
+    `effort` is what the work took."""
 
     __slots__ = (
         "above",
         "absorbed",
         "discarded",
+        "effort",
         "entered",
         "healed",
         "made",
@@ -34,8 +37,8 @@ class StepCount:
         "step",
     )
 
-    def __init__(self, step: str, above: StepCount | None = None) -> None:
-        """`above` puts out what this one takes in, alone or with others."""
+    def __init__(self, step: str, above: StepCount | None = None, clock: Clock | None = None) -> None:
+        """`above` puts out what this one takes in, alone or with others; `clock` is that of its thread."""
         self.step = step
         self.above = above
         self.received = 0
@@ -47,6 +50,7 @@ class StepCount:
         self.absorbed: Counter[str] = Counter()
         self.healed: Counter[str] = Counter()
         self.retries = 0
+        self.effort = Effort(clock)
 
     def missing(self) -> int:
         """Records that came in and are accounted for nowhere (negative: came from nowhere). 0 in a right program."""
@@ -79,22 +83,28 @@ class Ledger:
     def __init__(self) -> None:
         self.steps: list[StepCount] = []
         self.lock = RLock()
+        self.clock = Clock()
 
     def open(self, step: str, above: StepCount | None = None) -> StepCount:
         """The counts of the next step, in pipeline order; below the last, or another one."""
         above = above or (self.steps[-1] if self.steps else None)
-        self.steps.append(StepCount(step, above))
+        self.steps.append(StepCount(step, above, self.clock))
         return self.steps[-1]
 
     def as_list(self) -> list[dict[str, Any]]:
         return [step.as_dict() for step in self.steps]
 
-    def restore(self, counts: list[dict[str, Any]]) -> None:
-        """The counts of an `as_list`, of the same steps; of all its steps where none is open yet."""
+    def efforts(self) -> list[dict[str, Any]]:
+        return [step.effort.as_dict() for step in self.steps]
+
+    def restore(self, counts: list[dict[str, Any]], efforts: list[dict[str, Any]]) -> None:
+        """The counts of an `as_list`, of the same steps, and their `efforts`; of all its steps where none is open yet."""
         for each in () if self.steps else counts:
             self.open(each["step"])
         for step, each in zip(self.steps, counts, strict=True):
             step.restore(each)
+        for step, effort in zip(self.steps, efforts, strict=False):
+            step.effort.restore(effort)
 
     @property
     def received(self) -> int:

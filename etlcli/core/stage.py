@@ -13,7 +13,7 @@ answer is checked for any stage, also a plug-in's, by `etlcli.testing.contract`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from time import monotonic
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -110,6 +110,17 @@ class Context:
         if count:
             self.count.discarded[reason] += count
 
+    def waiting(self, what: str) -> AbstractContextManager[None]:
+        """Time spent in it is not work but waiting: for `input`, `output`, `command` or `database`. For the thread that the
+        engine calls the step in."""
+        effort = self.count.effort
+        return effort.clock.during(effort.waiting_for(what))
+
+    def looked_up(self, hits: int, misses: int) -> None:
+        """So many keys were found in the step's cache, and so many were not."""
+        self.count.effort.cache_hits += hits
+        self.count.effort.cache_misses += misses
+
     def absorb(self, reason: str, count: int, into: int) -> None:
         """`count` records live on in `into` others that the step made of them and puts out."""
         if count:
@@ -157,6 +168,10 @@ class Source(Component):
     def size(self) -> int:
         """How many bytes there are to read that several processes can read apart; 0 where that is not known."""
         return 0
+
+    def left(self) -> int | None:
+        """How many bytes of input there are to read from here on, where that is known."""
+        return None
 
     def ready(self) -> bool:
         """Whether the next part is there, so that asking for it does not wait for input."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from etlcli.core.batch import Batch, Errors, Reject
@@ -26,6 +27,10 @@ class Worked(NamedTuple):
 
     prepared: list[Prepared]
     passed: list[int]
+    sizes: list[int]
+    """Bytes of what each passed on, as lines."""
+    seconds: list[float]
+    """What each took."""
 
 
 class Head:
@@ -51,7 +56,14 @@ class Head:
             yield prepared
 
     def work(self, part: Any) -> Worked:
-        return _worked(list(self.steps_of(part)))
+        prepared, seconds = [], []
+        since = perf_counter()
+        for one in self.steps_of(part):
+            prepared.append(one)
+            now = perf_counter()
+            seconds.append(now - since)
+            since = now
+        return _worked(prepared, seconds)
 
     def work_up_to(self, limit: int, parts: Iterable[Any]) -> Iterator[Worked]:
         """Of the parts in order, up to so many records."""
@@ -120,18 +132,22 @@ class Head:
         steps: list[SourceStep | StageStep] = [self._source, *self._steps]
         self._source.component.apply(worked.prepared[0])
         last = len(worked.prepared) - 1
-        received, before = 0, _NOTHING
+        received, size, before = 0, 0, _NOTHING
         outputs: Iterable[Batch] = ()
-        for at, (step, prepared, passed) in enumerate(zip(steps, worked.prepared, worked.passed, strict=False)):
+        for at, (step, prepared, passed, sent, seconds) in enumerate(zip(steps, *worked, strict=False)):
+            effort = step.count.effort
+            effort.at_work.seconds += seconds
+            effort.bytes_in += size
             if at == 0:
                 received = passed + len(prepared.rejects) + sum((prepared.discards or {}).values())
             for reject in prepared.rejects:
                 reject.explain(partial(_explained, step.component))
             if at < last:
-                step.pass_on(prepared, received, passed)
+                step.pass_on(prepared, received, passed, sent)
+                effort.took(seconds)
             else:
-                outputs = step.outputs(prepared, received, before)
-            received, before = passed, prepared.batch
+                outputs = step.timed(step.outputs(prepared, received, before), seconds)
+            received, size, before = passed, sent, prepared.batch
         for behind in self._steps[last:]:
             outputs = behind.each(outputs)
         yield from outputs
@@ -144,8 +160,14 @@ def _up_to(limit: int, prepared: Prepared) -> Prepared:
     return prepared._replace(batch=batch, rejects=[reject for reject in prepared.rejects if (reject.index or 0) < last])
 
 
-def _worked(prepared: list[Prepared]) -> Worked:
-    return Worked(prepared, [one.batch.count for one in prepared])
+def _worked(prepared: list[Prepared], seconds: list[float] | None = None) -> Worked:
+    batches = [one.batch for one in prepared]
+    return Worked(
+        prepared,
+        [batch.count for batch in batches],
+        [batch.size for batch in batches],
+        seconds or [0.0] * len(prepared),
+    )
 
 
 def _explained(stage: Any, reject: Reject) -> Errors:

@@ -53,6 +53,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     quarantine: dict[str, Any] | None
     counts: list[dict[str, Any]]
     findings: int
+    efforts: list[dict[str, Any]] = []
+    """What the work took, of the same steps as `counts`."""
     elsewhere: bool = False
     """Whether a sink keeps its own count of what it has, so that there is no going back to an earlier checkpoint."""
 

@@ -9,12 +9,14 @@ emptied, so that it finds all outlets at the same place.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from threading import Condition, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 from etlcli.core.batch import Batch
+from etlcli.core.effort import Clock
 from etlcli.core.ledger import StepCount
 from etlcli.core.policy import Policy
 from etlcli.engine.step import SinkStep, StageStep
@@ -35,6 +37,11 @@ class Outlet:
         self.sinks = [sink]
         self.waits = sink.component.waits or any(stage.component.waits for stage in stages)
         self._sink = sink
+
+    def use(self, clock: Clock) -> None:
+        """That of the thread in which it works."""
+        for step in (*self.stages, *self.sinks):
+            step.count.effort.clock = clock
 
     def put(self, batch: Batch) -> None:
         self._put([batch], 0)
@@ -59,8 +66,12 @@ class Queue:
     """An outlet behind a queue of `limit` bytes, or one batch. What goes wrong in its thread is raised where the next batch
     is put, or by `settle`. `stop` it however the run ends."""
 
-    def __init__(self, outlet: Outlet, limit: int) -> None:
+    def __init__(
+        self, outlet: Outlet, limit: int, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        """Whoever puts something is `waiting` while the queue is full."""
         self._outlet = outlet
+        self._waiting_for_it = waiting
         self._limit = limit
         self._waiting: deque[Batch | None] = deque()
         """None stands for the end of input."""
@@ -73,7 +84,7 @@ class Queue:
 
     def put(self, batch: Batch) -> None:
         size = batch.size
-        with self._changed:
+        with self._waiting_for_it(), self._changed:
             self._changed.wait_for(lambda: self._error or not self._size or self._size + size <= self._limit)
             self._add(batch.twin())
 
@@ -82,9 +93,13 @@ class Queue:
             self._add(None)
 
     def settle(self) -> None:
-        with self._changed:
+        with self._waiting_for_it(), self._changed:
             self._changed.wait_for(lambda: self._error or not (self._waiting or self._busy))
             self._check()
+
+    def size(self) -> int:
+        """Bytes that wait."""
+        return self._size
 
     def stop(self) -> None:
         with self._changed:
@@ -151,23 +166,29 @@ class Fork:
         self._routed = routed
         self._count = count
         self._outlets: list[Outlet | Queue] = []
+        self.queued: list[Callable[[], int]] = []
+        """How many bytes wait in each queue."""
         for route in routes:
             self._outlets.append(route.outlet)
             if route.outlet.waits:
-                queued = self._outlets[-1] = Queue(route.outlet, queue // len(routes))
+                route.outlet.use(Clock())
+                account = count.effort.waiting_for(route.outlet.sinks[0].count.step)
+                waiting = partial(count.effort.clock.during, account)
+                queued = self._outlets[-1] = Queue(route.outlet, queue // len(routes), waiting)
+                self.queued.append(queued.size)
                 resources.callback(queued.stop)
         self.stages = [stage for route in routes for stage in route.outlet.stages]
         self.sinks = [sink for route in routes for sink in route.outlet.sinks]
 
     def put(self, batch: Batch) -> None:
+        effort = self._count.effort
         self._count.received += batch.count
-        if self._routed:
-            self._deal(batch)
-            return
-        self._count.made += batch.count * (len(self._routes) - 1)
-        self._count.sent += batch.count * len(self._routes)
-        for each in self._outlets:
-            each.put(batch)
+        effort.bytes_in += batch.size
+        with effort.clock.during(effort.at_work):
+            if self._routed:
+                self._deal(batch)
+            else:
+                self._copy(batch)
 
     def finish(self) -> None:
         for each in self._outlets:
@@ -177,6 +198,13 @@ class Fork:
     def settle(self) -> None:
         for each in self._outlets:
             each.settle()
+
+    def _copy(self, batch: Batch) -> None:
+        self._count.made += batch.count * (len(self._routes) - 1)
+        self._count.sent += batch.count * len(self._routes)
+        self._count.effort.bytes_out += batch.size * len(self._routes)
+        for each in self._outlets:
+            each.put(batch)
 
     def _deal(self, batch: Batch) -> None:
         for each, (_, condition, policy) in zip(self._outlets, self._routes, strict=True):
@@ -189,6 +217,7 @@ class Fork:
                 if len(kept) < batch.count:
                     mine, rest = batch.take(kept), batch.without({*kept, *errors})
             self._count.sent += mine.count
+            self._count.effort.bytes_out += mine.size
             each.put(mine)
             batch = rest
         if batch.count:

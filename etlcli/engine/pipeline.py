@@ -19,16 +19,18 @@ from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
 from etlcli.core.files import Files
 from etlcli.core.ledger import Ledger, StepCount
-from etlcli.core.policy import Policy
+from etlcli.core.policy import Handler, Policy
 from etlcli.core.stage import PART, Context, Sink, Source, Stage, State
 from etlcli.engine.drain import Drain
 from etlcli.engine.head import Head, Worked
 from etlcli.engine.outlet import Fork, Outlet, Route
 from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep, Step
+from etlcli.engine.watch import Watch
 from etlcli.errors import FindingsError, Interrupted, LedgerError, TimedOut, TryLaterError, UsageError
 from etlcli.io.stepfiles import StepFiles
 from etlcli.observe.logs import Log, now
+from etlcli.observe.status import PUBLISHING, RUNNING
 from etlcli.recipe.files import check_files
 from etlcli.recipe.model import Branch, Recipe, StepSpec
 from etlcli.registry import find
@@ -60,6 +62,7 @@ class Pipeline:
         self.ledger = Ledger()
         self.run_id = os.urandom(8).hex()
         self._started = time.time()
+        self.watch = Watch(recipe, self.ledger, self.run_id, self._started)
         self._log = log
         self._findings = 0
         self._checking = False
@@ -89,7 +92,9 @@ class Pipeline:
                 return
             plan = self._build(resources)
             if before:
-                self.ledger.restore(before.counts)
+                self.ledger.restore(before.counts, before.efforts)
+            self.watch.state = RUNNING
+            self.watch.expect(plan.source.component.left())
             self._flow(plan, resources)
             for step in plan.steps:
                 step.finish_fallback()
@@ -98,7 +103,8 @@ class Pipeline:
             if self._findings:
                 raise FindingsError(f"records with findings: {self._findings} of {self.ledger.received}")
             for sink in plan.outlet.sinks:
-                sink.component.finish()
+                sink.finish()
+            self.watch.state = PUBLISHING
             with _undisturbed():
                 if self._keeper:
                     self._take_checkpoint(plan, complete=True)
@@ -118,7 +124,8 @@ class Pipeline:
         length = self._head_length(trunk)
         behind = trunk[length:] if not length or _passes_on(trunk[length - 1]) else ()
         head = Head(source, trunk[:length], _shared_reads(behind))
-        worked = self._worked(source.component, head, resources)
+        here = self.ledger.steps[length if length and not trunk[length - 1].is_pure else length + 1]
+        worked = self._worked(source, head, here, resources)
         if self._keeper:
             resources.enter_context(self._drain.installed())
             if self._keeper.before is None:  # from now on it is known which run this is
@@ -145,6 +152,7 @@ class Pipeline:
         before = self._keeper.before
         if before:
             self.run_id, self._started, self._findings = before.run, before.started, before.findings
+            self.watch.run, self.watch.started, self.watch.resumed = before.run, before.started, True
         return before
 
     def _drawn(self, results: Iterator[Worked], plan: Plan) -> Iterator[Worked]:
@@ -167,6 +175,7 @@ class Pipeline:
         """In this order: the sinks and the stages bring what they hold into their files; those, and the quarantine, become
         durable; the manifest makes it count."""
         assert self._keeper
+        began = time.time()
         plan.outlet.settle()
         position = plan.source.component.snapshot()
         if position is None and not complete:
@@ -175,6 +184,7 @@ class Pipeline:
         stages = [stage for stage in plan.stages if stage.commits or not complete]
         steps = {stage.count.step: stage.component.snapshot() for stage in stages}
         self._keeper.take(complete=complete, **self._content(position, steps, sinks))
+        self.watch.mark(began)
         self._log("debug", "checkpoint", complete=complete, read=self.ledger.received)
 
     def _content(self, position: State | None, steps: Any = None, sinks: Any = None) -> dict[str, Any]:
@@ -188,6 +198,7 @@ class Pipeline:
             "sinks": sinks or {},
             "quarantine": self._quarantine.position() if self._quarantine else None,
             "counts": self.ledger.as_list(),
+            "efforts": self.ledger.efforts(),
             "findings": self._findings,
             "elsewhere": any(find("sink", spec.uses).elsewhere for spec in self.recipe.sinks),
         }
@@ -195,7 +206,8 @@ class Pipeline:
     def _publish_rest(self, before: Manifest, resources: ExitStack) -> None:
         """What a run still had to do that died when everything was complete. Only what has something to commit is built."""
         assert self._keeper
-        self.ledger.restore(before.counts)
+        self.watch.state = PUBLISHING
+        self.ledger.restore(before.counts, before.efforts)
         counts = {count.step: count for count in self.ledger.steps}
 
         def commit(kind: str, spec: StepSpec) -> None:
@@ -227,25 +239,30 @@ class Pipeline:
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
-    def _worked(self, source: Source, head: Head, resources: ExitStack) -> Iterator[Worked]:
-        """What came of each part of the input: here or, where several processes are wanted, there."""
+    def _worked(self, source: SourceStep, head: Head, here: StepCount, resources: ExitStack) -> Iterator[Worked]:
+        """What came of each part of the input: in this process or, where several are wanted, in those; then the step that
+        is the first `here` may have to wait for them."""
+        clock = self.ledger.clock
+        parts = clock.timed(source.count.effort.at_work, source.component.parts())
         if self.recipe.limit:
-            return head.work_up_to(self.recipe.limit, source.parts())
-        count = self._workers(source)
+            return clock.idle(head.work_up_to(self.recipe.limit, parts))
+        count = self._workers(source.component)
         if count == 1:
-            return map(head.work, source.parts())
+            return clock.idle(map(head.work, parts))
         from etlcli.engine.workers import Workers
 
         try:
-            workers = Workers(source, head, count, min(_AHEAD * count, self.recipe.queue // PART), self._log)
+            workers = Workers(source.component, head, count, min(_AHEAD * count, self.recipe.queue // PART), self._log)
         except TryLaterError as error:
             if self.recipe.workers:
                 raise
             self._log("warning", "no_workers", reason=error.message)
-            return map(head.work, source.parts())
+            return clock.idle(map(head.work, parts))
         resources.callback(workers.close)
+        self.watch.workers = count
+        self.watch.queued.append(lambda: workers.in_flight * PART)
         self._log("debug", "workers", count=count)
-        return workers.results(source.parts())
+        return clock.timed(here.effort.waiting_for("workers"), workers.results(parts))
 
     def _workers(self, source: Source) -> int:
         """As many as the recipe says; else as many as there are processors, and enough to read and to do."""
@@ -310,7 +327,9 @@ class Pipeline:
         for branch in recipe.branches:
             condition = Expression(branch.when, now=self._started) if branch.when else None
             routes.append(Route(outlet(branch, count), condition, self._policy(branch.then)))
-        return Fork(routes, count, routed=recipe.routed, queue=recipe.queue, resources=resources)
+        fork = Fork(routes, count, routed=recipe.routed, queue=recipe.queue, resources=resources)
+        self.watch.queued += fork.queued
+        return fork
 
     def _sink(self, spec: StepSpec, count: StepCount, resources: ExitStack, *, nowhere: bool) -> SinkStep:
         policy = self._policy(spec.on_error.then)
@@ -392,7 +411,11 @@ class Pipeline:
 
     def _policy(self, then: str) -> Policy:
         handlers = {"fail": self._skip, "skip": self._skip, "quarantine": self._put_aside, "report": self._report}
-        return Policy(then, handlers[then], self.recipe.budget, self.ledger)
+        return Policy(then, partial(self._handle, handlers[then]), self.recipe.budget, self.ledger)
+
+    def _handle(self, handler: Handler, step: str, rejects: Sequence[Reject]) -> None:
+        self.watch.note(step, rejects)
+        handler(step, rejects)
 
     def _put_aside(self, step: str, rejects: Sequence[Reject]) -> None:
         assert self._quarantine is not None

@@ -87,12 +87,20 @@ class Step:
         self._policy.reject(self.count, lost)
         return healed
 
-    def pass_on(self, prepared: Prepared, received: int, passed: int) -> None:
+    def timed(self, outputs: Iterable[Batch], prepared: float = 0.0) -> Iterator[Batch]:
+        """What goes on of a batch; how long that takes is noted. It has taken so many seconds to prepare."""
+        effort = self.count.effort
+        before = effort.spent()
+        yield from effort.clock.timed(effort.at_work, outputs)
+        effort.took(prepared + effort.spent() - before)
+
+    def pass_on(self, prepared: Prepared, received: int, passed: int, size: int) -> None:
         """Counts a part that another process has taken through this step, which has nothing to heal in it."""
         self.count.received += received
         self._policy.reject(self.count, prepared.rejects)
         self.count.discarded.update(prepared.discards or {})
         self.count.sent += passed
+        self.count.effort.bytes_out += size
 
     def _sent_or_tick(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         sent = self.count.sent
@@ -104,6 +112,7 @@ class Step:
         for batch in batches:
             if batch.count:
                 self.count.sent += batch.count
+                self.count.effort.bytes_out += batch.size
                 yield batch
 
 
@@ -140,9 +149,15 @@ class StageStep(Step):
     def each(self, upstream: Iterable[Batch]) -> Iterator[Batch]:
         for batch in upstream:
             if batch.count:
-                yield from self.outputs(self.component.prepare(batch), batch.count, batch)
+                self.count.effort.bytes_in += batch.size
+                yield from self.timed(self._through(batch))
             else:
-                yield from self._sent_or_tick(self._timed.tick() if self._timed else ())
+                effort = self.count.effort
+                tick = self._sent_or_tick(self._timed.tick() if self._timed else ())
+                yield from effort.clock.timed(effort.at_work, tick)
+
+    def _through(self, batch: Batch) -> Iterator[Batch]:
+        yield from self.outputs(self.component.prepare(batch), batch.count, batch)
 
     def outputs(self, prepared: Prepared, received: int, before: Batch) -> Iterator[Batch]:
         """What goes on of a batch, from what was prepared of it. `before` is that batch; it is looked at only if this
@@ -152,7 +167,7 @@ class StageStep(Step):
 
     def finished(self) -> Iterator[Batch]:
         """The rest, at the end of input."""
-        return self._sent(self._finish())
+        return self.count.effort.clock.timed(self.count.effort.at_work, self._sent(self._finish()))
 
     @property
     def commits(self) -> bool:
@@ -201,6 +216,19 @@ class SinkStep(Step):
     component: Sink
 
     def write(self, batch: Batch) -> None:
+        effort = self.count.effort
+        effort.bytes_in += batch.size
+        before = effort.spent()
+        with effort.clock.during(effort.at_work):
+            self._write(batch)
+        effort.took(effort.spent() - before)
+
+    def finish(self) -> None:
+        """Everything was written."""
+        with self.count.effort.clock.during(self.count.effort.at_work):
+            self.component.finish()
+
+    def _write(self, batch: Batch) -> None:
         self.count.received += batch.count
         rejects = self.component.write(batch)
         self.count.sent += batch.count - len(rejects)

@@ -55,6 +55,8 @@ class Workers:
         """By the descriptor of their answers."""
         self._waiting: deque[_Task] = deque()
         self._done: dict[int, list[Worked] | BaseException] = {}
+        self.in_flight = 0
+        """How many parts were drawn and are not done with."""
         for _ in range(count):
             self._add_worker()
 
@@ -72,12 +74,14 @@ class Workers:
                     break
                 self._waiting.append(task)
                 drawn += 1
+                self.in_flight = drawn - given
             if given in self._done:
                 worked = self._done.pop(given)
                 if isinstance(worked, BaseException):
                     raise worked
                 yield from worked
                 given += 1
+                self.in_flight = drawn - given
             elif given < drawn:
                 self._receive()
             else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from fcntl import F_GETFL, fcntl
 from glob import glob, has_magic
 from select import POLLIN, poll
@@ -109,6 +110,29 @@ class Prefixed:
             block, self._prefix = self._prefix[:size], self._prefix[size:]
             return block
         return self._stream.read(size)
+
+
+class Watched:
+    """A stream whose bytes are `counted`, and of which it is known when somebody is `waiting` for it."""
+
+    def __init__(
+        self, stream: Input, waiting: Callable[[], AbstractContextManager[None]], counted: Callable[[int], None]
+    ) -> None:
+        self.path, self.name, self.media_type = stream.path, stream.name, stream.media_type
+        self.close = stream.close
+        self._stream = stream
+        self._waiting = waiting
+        self._counted = counted
+
+    def read(self, size: int) -> bytes:
+        with self._waiting():
+            block = self._stream.read(size)
+        self._counted(len(block))
+        return block
+
+    def wait(self, seconds: float) -> bool:
+        with self._waiting():
+            return self._stream.wait(seconds)
 
 
 class Limited:
@@ -222,12 +246,12 @@ def check_input(path: str) -> None:
         raise InputMissingError(f"cannot open {path}: Permission denied", where=path)
 
 
-def size_of(path: str) -> int:
-    """Bytes of a regular file; 0 of anything else."""
+def size_of(path: str) -> int | None:
+    """Bytes of a regular file; None of anything else."""
     with suppress(OSError):
         status = os.fstat(0) if path == STDIN else os.stat(path)
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return 0
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return None
 
 
 def read_whole(path: str, limit: int) -> bytes:

@@ -1,8 +1,8 @@
 """What is known of a run at one moment: the one thing that all who watch a run look at.
 
-The engine makes a `Status` whenever somebody asks (`look`), from counts that it keeps anyway; metrics, progress, reports and
-`etl top` are different ways of showing it. Nothing is consistent to the record while the run goes on: counts are read while
-they change. Of a run that has ended they balance.
+The engine makes a `Status` whenever somebody asks (`look`), from counts that it keeps anyway; metrics, progress, reports
+and `etl top` are different ways of showing it. Nothing is consistent to the record while the run goes on: counts are read
+while they change. Of a run that has ended they balance.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
-
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper ends of the buckets of the seconds a step takes for a batch; what took longer is in one more."""
 
 STARTING, RUNNING, PUBLISHING, SUCCEEDED, FAILED = "starting", "running", "publishing", "succeeded", "failed"
 
@@ -47,7 +44,7 @@ class StepStatus(msgspec.Struct, kw_only=True):
     blocked: dict[str, float] = {}
     """Seconds spent waiting, by what for: input, output, command, workers, or the id of the step whose queue was full."""
     buckets: list[int] = []
-    """How many batches took how long: as many as BUCKETS, and one more."""
+    """How many batches took how long: as many as core.effort.BUCKETS, and one more."""
 
 
 class CheckpointMark(msgspec.Struct):

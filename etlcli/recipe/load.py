@@ -105,6 +105,7 @@ class _Loader:
             branches=branches,
             routed="route" in top,
             log_level=self._level(logging.get("level")),
+            path=self._path,
             digest=digest.hexdigest(),
         )
 

@@ -129,6 +129,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             self._last.add(keys, batch.lines)
             return
         new = self._new(keys)
+        self.ctx.looked_up(batch.count - len(new), len(new))
         if len(new) == batch.count:
             yield batch
             return

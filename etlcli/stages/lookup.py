@@ -453,14 +453,18 @@ class _Asked:
         # None is an answer, too: there is no such key.
         known = {key: self._remembered(value) for key, value in store.get(keys).items() if self._is_fresh(value)}
         unknown = [key for key in keys if key not in known]
+        self._ctx.looked_up(len(known), len(unknown))
         answers: Answers = {key: text.encode() for key, text in known.items() if text is not None}
         if not unknown:
             return self._named(answers)
         share = -(-len(unknown) // self._params.concurrency)
         parts = [unknown[start : start + share] for start in range(0, len(unknown), share)]
-        outcomes = self._commands.each(
-            lambda part: self._ctx.retry(partial(self._ask, [keys[key] for key in part])), parts
-        )
+        with self._ctx.waiting("command"):
+            outcomes = list(
+                self._commands.each(
+                    lambda part: self._ctx.retry(partial(self._ask, [keys[key] for key in part])), parts
+                )
+            )
         for part, (given, tries) in zip(parts, outcomes, strict=True):
             if isinstance(given, Failure):
                 answers.update(dict.fromkeys(part, given._replace(attempts=tries)))

@@ -116,7 +116,9 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         size = self.params.size
         parts = [range(start, min(start + size, batch.count)) for start in range(0, batch.count, size)]
         call = self._by_line if self.params.mode == "line" else partial(self._by_batch, isolate=self.params.isolate)
-        return self._prepared(batch, list(chain.from_iterable(self._commands.each(partial(call, batch), parts))))
+        with self.ctx.waiting("command"):
+            outcomes = list(chain.from_iterable(self._commands.each(partial(call, batch), parts)))
+        return self._prepared(batch, outcomes)
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         if self.params.any_count:
