@@ -54,6 +54,7 @@ ALLOWED_HEAVY = {
     "formats": {"yaml"},
     "schema": {"jsonschema_rs"},
     "engine": {"tenacity"},
+    "observe": {"prometheus_client"},
     "state": {"orjson", "sqlitedict"},
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from etlcli.cli.watching import observers, watched
 from etlcli.core.fields import parse_path
 from etlcli.core.params import Declared, Option, format_backoff, format_size, parse_size, parse_workers
 from etlcli.core.policy import THEN, ErrorBudget, Retry
@@ -167,7 +168,8 @@ def run_recipe(recipe: Recipe, *, log_level: str | None, log_format: str, stats:
     log = Log(log_level or recipe.log_level, log_format)
     pipeline = Pipeline(recipe, log, **start)
     try:
-        pipeline.run()
+        with watched(pipeline.watch, observers(recipe, log)):
+            pipeline.run()
     finally:
         log.close()
         if stats:

@@ -31,20 +31,21 @@ class Clock:
     """One thread's time. Before the first turn, and between turns, it is nobody's."""
 
     def __init__(self) -> None:
-        self._nobody = self._open = Account()
-        self._since = perf_counter()
+        self._nobody = Account()
+        self._turn = self._nobody, 0.0, perf_counter()
+        """Whose it is, what was on the account, and since when: in one object, so that other threads see them together."""
 
     def turn_to(self, account: Account) -> Account:
         """From now on time goes to this account. The one it went to before."""
-        now, before = perf_counter(), self._open
-        before.seconds += now - self._since
-        self._open, self._since = account, now
+        now, (before, seconds, since) = perf_counter(), self._turn
+        before.seconds = seconds + now - since
+        self._turn = account, account.seconds, now
         return before
 
     def seconds_of(self, account: Account) -> float:
         """What is on the account, the present turn included. Any thread may ask."""
-        open_now, since = self._open, self._since
-        return account.seconds + (perf_counter() - since if open_now is account else 0.0)
+        whose, seconds, since = self._turn
+        return seconds + perf_counter() - since if whose is account else account.seconds
 
     def timed(self, account: Account, items: Iterable[T]) -> Iterator[T]:
         """The items; the time to make them goes to the account."""

@@ -29,6 +29,8 @@ from etlcli.recipe.facts import differences, facts_of
 from etlcli.recipe.model import Recipe
 
 _SPILL = re.compile(r".+-[0-9a-f]{12}\.spill")
+SHOWN = "shown.json"
+"""What metrics have shown of a run: counters must not go back."""
 _PARTS = "parts"
 """Lists the hidden files of outputs, those too that no checkpoint knows yet."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
@@ -265,7 +267,7 @@ def forget(directory: str, keep: int = 0) -> None:
                         os.unlink(part)
         os.unlink(os.path.join(directory, _PARTS))
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
-        if _SPILL.fullmatch(name):
+        if _SPILL.fullmatch(name) or name == SHOWN:
             os.unlink(os.path.join(directory, name))
     for epoch in manifests.epochs(directory):
         if epoch != keep:

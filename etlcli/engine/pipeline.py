@@ -206,8 +206,8 @@ class Pipeline:
     def _publish_rest(self, before: Manifest, resources: ExitStack) -> None:
         """What a run still had to do that died when everything was complete. Only what has something to commit is built."""
         assert self._keeper
-        self.watch.state = PUBLISHING
         self.ledger.restore(before.counts, before.efforts)
+        self.watch.state = PUBLISHING
         counts = {count.step: count for count in self.ledger.steps}
 
         def commit(kind: str, spec: StepSpec) -> None:

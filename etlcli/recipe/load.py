@@ -23,6 +23,7 @@ from etlcli.errors import RecipeError, nearest
 from etlcli.formats.yaml12 import Node, YamlError, load
 from etlcli.io.inputs import read_whole
 from etlcli.observe.logs import LEVELS
+from etlcli.observe.metrics import MetricsSpec
 from etlcli.recipe.model import Branch, CheckpointSpec, Fallback, OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS
 from etlcli.registry import load as load_target
@@ -42,6 +43,7 @@ TOP = (
     "checkpoint",
     "errors",
     "logging",
+    "metrics",
 )
 _ELSEWHERE = {
     "memory": "memory is shared by all steps: runtime.memory",
@@ -105,6 +107,7 @@ class _Loader:
             branches=branches,
             routed="route" in top,
             log_level=self._level(logging.get("level")),
+            metrics=self._declared(MetricsSpec, top["metrics"], None, "metrics") if "metrics" in top else None,
             path=self._path,
             digest=digest.hexdigest(),
         )
@@ -120,7 +123,10 @@ class _Loader:
             )
         node = top[given[0]]
         if given == ["sink"]:
-            return self._component(node, "sink"), ()
+            sink = self._component(node, "sink")
+            if sink.id in (spec.id for spec in self._steps(top.get("steps"))):
+                raise self._error(node, f"the id {sink.id!r} is taken", hint="give each step and sink an id of its own")
+            return sink, ()
         if not isinstance(node.value, list) or not node.value:
             raise self._error(node, f"{given[0]} must be a list")
         read = self._route if given == ["route"] else self._copy

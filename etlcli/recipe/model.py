@@ -82,6 +82,8 @@ class Recipe(NamedTuple):
     routed: bool = False
     """Whether a record goes to the first branch whose condition is true, instead of to all."""
     log_level: str = "warning"
+    metrics: Any = None
+    """A `MetricsSpec`, where there are metrics."""
     path: str | None = None
     """Of the recipe's file; None for a subcommand."""
     digest: str | None = None
