@@ -49,6 +49,9 @@ FORMATS: dict[str, str] = {
 
 COMMANDS: dict[str, Entry] = {
     "run": Entry("command", "etlcli.cli.run:command", "Run a recipe"),
+    "ps": Entry("command", "etlcli.cli.ps:command", "List the runs that are going on"),
+    "top": Entry("command", "etlcli.cli.top:command", "Watch runs as they go on"),
+    "tap": Entry("command", "etlcli.cli.tap:command", "See the records that pass through a run"),
     "checkpoint": Entry(
         "command", "etlcli.cli.checkpoint:command", "Look at the checkpoints of a recipe, or forget them"
     ),

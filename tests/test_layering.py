@@ -50,11 +50,11 @@ HEAVY = {
 ALLOWED_HEAVY = {
     "core": {"xxhash"},
     "connectors": {"xxhash"},
-    "cli": {"click", "orjson"},
+    "cli": {"click", "orjson", "rich"},
     "formats": {"yaml"},
     "schema": {"jsonschema_rs"},
     "engine": {"tenacity"},
-    "observe": {"prometheus_client"},
+    "observe": {"prometheus_client", "rich"},
     "state": {"orjson", "sqlitedict"},
 }
 

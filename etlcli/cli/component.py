@@ -168,7 +168,7 @@ def run_recipe(recipe: Recipe, *, log_level: str | None, log_format: str, stats:
     log = Log(log_level or recipe.log_level, log_format)
     pipeline = Pipeline(recipe, log, **start)
     try:
-        with watched(pipeline.watch, observers(recipe, log)):
+        with watched(pipeline.watch, observers(recipe, pipeline.watch, log)):
             pipeline.run()
     finally:
         log.close()

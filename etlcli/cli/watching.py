@@ -13,8 +13,12 @@ from etlcli.observe.status import FAILED, SUCCEEDED, Observer
 from etlcli.recipe.model import Recipe
 
 
-def observers(recipe: Recipe, log: Log) -> list[Observer]:
+def observers(recipe: Recipe, watch: Watch, log: Log) -> list[Observer]:
     watching: list[Observer] = []
+    if recipe.path:
+        from etlcli.observe.control import Control
+
+        watching.append(Control(watch, log))
     if recipe.metrics:
         from etlcli.engine.checkpoint import SHOWN
         from etlcli.observe.metrics import Metrics

@@ -82,11 +82,17 @@ class Head:
             prepared.append(step)
             yield _worked(prepared)
 
-    def packed(self, worked: Worked) -> tuple[Worked, bytes]:
-        """To be sent: without what the coordinator has no use for, or can work out when somebody asks; and the bytes of
-        the last batch, which are most of it."""
+    def wanted(self) -> frozenset[int]:
+        """Of which steps somebody wants to see what they put out; the source is 0."""
+        steps: list[SourceStep | StageStep] = [self._source, *self._steps]
+        out = {at for at, step in enumerate(steps) if step.taps["out"]}
+        return frozenset(out | {at - 1 for at, step in enumerate(steps) if at and step.taps["in"]})
+
+    def packed(self, worked: Worked, wanted: frozenset[int] = frozenset()) -> tuple[Worked, bytes]:
+        """To be sent: without what the coordinator has no use for, or can work out when somebody asks, but what is wanted;
+        and the bytes of the last batch, which are most of it."""
         last = len(worked.prepared) - 1
-        kept = {last, last - 1} if last and self._steps[last - 1].heals else {last}
+        kept = {last, last - 1, *wanted} if last and self._steps[last - 1].heals else {last, *wanted}
         packed = []
         for at, prepared in enumerate(worked.prepared):
             for reject in prepared.rejects:
@@ -138,6 +144,8 @@ class Head:
             effort = step.count.effort
             effort.at_work.seconds += seconds
             effort.bytes_in += size
+            if at:
+                step.show("in", before)
             if at == 0:
                 received = passed + len(prepared.rejects) + sum((prepared.discards or {}).values())
             for reject in prepared.rejects:

@@ -93,6 +93,7 @@ class Pipeline:
             plan = self._build(resources)
             if before:
                 self.ledger.restore(before.counts, before.efforts)
+            self.watch.steps = plan.steps
             self.watch.state = RUNNING
             self.watch.expect(plan.source.component.left())
             self._flow(plan, resources)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.ledger import StepCount
@@ -17,6 +17,9 @@ from etlcli.core.policy import Policy
 from etlcli.core.stage import Prepared, Sink, Source, Stage, Timed
 from etlcli.engine.recovery import Outcome, Recovery
 from etlcli.recipe.model import OnError
+
+if TYPE_CHECKING:
+    from etlcli.observe.control import Tap
 
 _TICK = Batch.of_lines([])
 Healed = list[tuple[int | None, list[Batch]]]
@@ -31,6 +34,8 @@ class Step:
     ) -> None:
         self.component = component
         self.count = count
+        self.taps: dict[str, list[Tap]] = {"in": [], "out": []}
+        """Who wants to see what comes in, and what goes out."""
         self._policy = policy
         self._fallback = fallback
         self._recovery: Recovery | None = None
@@ -94,8 +99,14 @@ class Step:
         yield from effort.clock.timed(effort.at_work, outputs)
         effort.took(prepared + effort.spent() - before)
 
+    def show(self, side: str, batch: Batch) -> None:
+        """To whoever wants to see it."""
+        for tap in list(self.taps[side]) if batch.count else ():
+            tap.put(batch)
+
     def pass_on(self, prepared: Prepared, received: int, passed: int, size: int) -> None:
         """Counts a part that another process has taken through this step, which has nothing to heal in it."""
+        self.show("out", prepared.batch)
         self.count.received += received
         self._policy.reject(self.count, prepared.rejects)
         self.count.discarded.update(prepared.discards or {})
@@ -113,6 +124,7 @@ class Step:
             if batch.count:
                 self.count.sent += batch.count
                 self.count.effort.bytes_out += batch.size
+                self.show("out", batch)
                 yield batch
 
 
@@ -150,6 +162,7 @@ class StageStep(Step):
         for batch in upstream:
             if batch.count:
                 self.count.effort.bytes_in += batch.size
+                self.show("in", batch)
                 yield from self.timed(self._through(batch))
             else:
                 effort = self.count.effort
@@ -218,6 +231,7 @@ class SinkStep(Step):
     def write(self, batch: Batch) -> None:
         effort = self.count.effort
         effort.bytes_in += batch.size
+        self.show("in", batch)
         before = effort.spent()
         with effort.clock.during(effort.at_work):
             self._write(batch)

@@ -6,13 +6,19 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from etlcli import __version__
 from etlcli.core.batch import Reject
 from etlcli.core.ledger import Ledger, StepCount
+from etlcli.engine.step import Step
+from etlcli.errors import UsageError, nearest
 from etlcli.io.inputs import masked
 from etlcli.observe.status import STARTING, CheckpointMark, Example, Status, StepStatus
 from etlcli.recipe.model import Recipe, StepSpec
+
+if TYPE_CHECKING:
+    from etlcli.observe.control import Tap
 
 _EXAMPLES = 5
 """Rejects of a step and code that are kept to be shown."""
@@ -31,6 +37,8 @@ class Watch:
         self.workers = 1
         self.queued: list[Callable[[], int]] = []
         """Each tells how many bytes wait in a queue."""
+        self.steps: Sequence[Step] = ()
+        """Once they are built."""
         self.exit_code: int | None = None
         self.error: str | None = None
         self._recipe = recipe
@@ -52,6 +60,18 @@ class Watch:
                 raw = reject.raw[:_EXCERPT].decode(errors="backslashreplace")
                 path, line = (masked(origin.path), origin.line) if origin else (None, None)
                 self._examples.append(Example(step, reject.code, reject.message, path, line, raw))
+
+    def tap(self, step: str, side: str, tap: Tap) -> Callable[[], None]:
+        """As `observe.control.Tappable` has it."""
+        found = [each for each in self.steps if each.count.step == step]
+        if not found:
+            known = [each.count.step for each in self.steps]
+            raise UsageError(f"the run has no step {step!r}", hint=nearest(step, known))
+        taps = found[0].taps.get(side)
+        if taps is None:
+            raise UsageError(f"a step has no side {side!r}", hint="in or out")
+        taps.append(tap)
+        return lambda: taps.remove(tap)
 
     def mark(self, began: float) -> None:
         """A checkpoint was taken; it began at that moment."""

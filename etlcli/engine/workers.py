@@ -63,7 +63,8 @@ class Workers:
     def results(self, parts: Iterator[Any]) -> Iterator[Worked]:
         """What came of the parts, in their order. Raises what a worker raised."""
         drawn = given = 0
-        tasks: Iterator[_Task] | None = (_Task(number, part) for number, part in enumerate(parts))
+        wanted = self._head.wanted
+        tasks: Iterator[_Task] | None = (_Task(number, part, wanted()) for number, part in enumerate(parts))
         while True:
             while (
                 self._hand_out() and tasks and drawn - given < self._window and (drawn == given or self._source.ready())
@@ -177,13 +178,13 @@ class Workers:
 
 
 class _Task:
-    """`alone`: tell of every step as soon as it is done."""
+    """`alone`: tell of every step as soon as it is done. `wanted` are steps whose records are to be sent, too."""
 
-    def __init__(self, number: int, part: Any, *, alone: bool = False) -> None:
+    def __init__(self, number: int, part: Any, wanted: frozenset[int] = frozenset(), *, alone: bool = False) -> None:
         self.number = number
         self.part = part
         self.deaths = 0
-        self.message = pickle.dumps((part, alone), pickle.HIGHEST_PROTOCOL)
+        self.message = pickle.dumps((part, wanted, alone), pickle.HIGHEST_PROTOCOL)
 
 
 class _Answer(NamedTuple):
@@ -278,12 +279,12 @@ def _work(head: Head, given: int, answers: int, memory: mmap, foreign: list[int]
         os.write(answers, _ALIVE)
         slot = 0
         while True:
-            part, alone = pickle.loads(_received(given))
+            part, wanted, alone = pickle.loads(_received(given))
             try:
                 if alone:
                     for worked in head.growing(part):
                         _answer(answers, _Answer(*head.packed(worked), final=False))
-                worked, chunk = head.packed(head.work(part))
+                worked, chunk = head.packed(head.work(part), wanted)
                 shared = len(chunk) <= _SLOT
                 if shared:
                     memory[slot : slot + len(chunk)] = chunk

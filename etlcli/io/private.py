@@ -15,3 +15,11 @@ def private_directory() -> str | None:
     status = os.lstat(directory)
     ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
     return directory if ours else None
+
+
+def private_directories() -> list[str]:
+    """Where any of the user's processes may have its private directory: a session has one that cron has not."""
+    uid = os.geteuid()
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    found = dict.fromkeys((f"{runtime}/etl", f"/run/user/{uid}/etl", f"/tmp/etl-{uid}"))
+    return [directory for directory in found if os.path.isdir(directory) and os.lstat(directory).st_uid == uid]
