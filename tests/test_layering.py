@@ -46,6 +46,8 @@ HEAVY = {
     "orjson",
     "sqlitedict",
     "xxhash",
+    "opentelemetry",
+    "openlineage",
 }
 ALLOWED_HEAVY = {
     "core": {"xxhash"},
@@ -55,6 +57,7 @@ ALLOWED_HEAVY = {
     "schema": {"jsonschema_rs"},
     "engine": {"tenacity"},
     "state": {"orjson", "sqlitedict"},
+    "observe": {"opentelemetry", "openlineage"},
 }
 
 modules = sorted(PACKAGE.rglob("*.py"))
