@@ -408,6 +408,21 @@ def test_what_is_not_there(write: Any, asked: Asked, tmp_path: Path) -> None:
         assert said in done.stderr.decode(), (place, done.stderr)
 
 
+def test_a_recipe_with_checkpoints_and_odd_names(write: Any, asked: Asked, tmp_path: Path) -> None:
+    write([{"uses": "dedupe-cache", "with": {"key": ["a"], "keep": "last"}}], {"a": 1}, checkpoint={"dir": "state"})
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    recipe["source"]["incremental"] = True
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert run_etl("run", "recipe.yaml", cwd=tmp_path).returncode == 0
+    assert _step(asked())["decision"] == "held", "it was read by a run before, and is read again"
+    odd = tmp_path / "a:\udcff*[1].ndjson"
+    odd.write_text('{"a":2}\n')
+    os.rename(tmp_path / "recipe.yaml", tmp_path / "\udcff.yaml")
+    for option in ((), ("--json",)):
+        done = run_etl("why", f"{odd.name}:1", "--recipe", "\udcff.yaml", *option, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, b"") and b"xff*[1].ndjson" in done.stdout
+
+
 def test_beyond_the_first_parts(write: Any, asked: Asked, tmp_path: Path) -> None:
     write([], *({"n": number, "pad": "x" * 90} for number in range(40_000)))
     assert asked(39_999)["record"]["n"] == 39_998

@@ -151,7 +151,11 @@ class Why(Pipeline):
             steps = self._stages(self.recipe.steps, source.count, resources)
             found, origin = _found(source.component, self._place)
             trace = Trace(
-                etl_why=1, recipe=self.recipe.name, path=self._place.path, line=origin.line, offset=origin.offset
+                etl_why=1,
+                recipe=_named(self.recipe.name),
+                path=_named(self._place.path),
+                line=origin.line,
+                offset=origin.offset,
             )
             for reject in found.rejects:
                 trace.raw, trace.raw_base64 = _as_text(reject.raw)
@@ -501,6 +505,11 @@ def _outcome(trace: Trace) -> str:
 def _compact(line: bytes) -> msgspec.Raw:
     """Without space between its parts, which are spelled as they were."""
     return msgspec.Raw(msgspec.json.format(line, indent=-1))
+
+
+def _named(name: str) -> str:
+    """A name that a file has; bytes in it that are no UTF-8 are spelled out."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _as_text(raw: bytes) -> tuple[str | None, str | None]:
