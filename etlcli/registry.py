@@ -57,6 +57,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "cache": Entry("command", "etlcli.cli.cache:command", "Look into a cache file, and prune it"),
     "replay": Entry("command", "etlcli.cli.replay:command", "Run quarantined records again"),
+    "why": Entry("command", "etlcli.cli.why:command", "Show what becomes of one record in a recipe, and why"),
     "init": Entry("command", "etlcli.cli.init:command", "Write a sample recipe with real data"),
 }
 

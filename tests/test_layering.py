@@ -46,6 +46,8 @@ HEAVY = {
     "orjson",
     "sqlitedict",
     "xxhash",
+    "opentelemetry",
+    "openlineage",
 }
 ALLOWED_HEAVY = {
     "core": {"xxhash"},
@@ -56,6 +58,7 @@ ALLOWED_HEAVY = {
     "engine": {"tenacity"},
     "observe": {"prometheus_client", "rich"},
     "state": {"orjson", "sqlitedict"},
+    "observe": {"opentelemetry", "openlineage"},
 }
 
 modules = sorted(PACKAGE.rglob("*.py"))

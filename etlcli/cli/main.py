@@ -105,7 +105,7 @@ def main(marker: str | None = None) -> NoReturn:
 
 def _run() -> int:
     try:
-        etl.main(prog_name="etl", standalone_mode=False)
+        code = etl.main(prog_name="etl", standalone_mode=False)
         if sys.stdout:
             sys.stdout.flush()
     except click.exceptions.Exit as stop:
@@ -121,7 +121,7 @@ def _run() -> int:
         raise InputOutputError(f"cannot write standard output: {error.strerror}") from error
     except MemoryError:
         raise EtlError("out of memory", hint="lower --memory or --max-line") from None
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _occupy_standard_descriptors() -> None:

@@ -100,7 +100,8 @@ below the template's own directory, whatever it holds."""
 
     def _open(self, path: str) -> _File:
         exclusive, append = self.params.mode == "create", self.params.mode == "append"
-        output = Stdout() if path == STDIN else self.ctx.files.output(path, exclusive=exclusive, append=append)
+        stdout = path == STDIN and not self.ctx.trial
+        output = Stdout() if stdout else self.ctx.files.output(path, exclusive=exclusive, append=append)
         # Half of a compressed stream is nothing that another process could go on with.
         name = self._from_recipe(path)
         plain = self.ctx.files.spill(name=name) if self.ctx.files.keeps and method_of(path) else None

@@ -10,6 +10,7 @@ process and later in many: `prepare` is pure and may run anywhere, `apply` is or
     edit.py      changing some fields of a record, leaving the bytes of the others alone
     expressions.py, functions.py
                  text -> checked tree -> code over columns, and what its operations do
+    explain.py   what can be said of one record to a person
     reshape.py   setting, dropping, keeping and renaming fields of opened records
     keys.py      texts that are equal where values are
     ordering.py  order-preserving keys for any JSON values
@@ -17,7 +18,7 @@ process and later in many: `prepare` is pure and may run anywhere, `apply` is or
     exact.py     arithmetic that rounds once
     aggregates.py, groups.py
                  what is worked out about groups of records, in parts that can be merged
-    stage.py     Source, Stage, Sink, Context, Timed
+    stage.py     Source, Stage, Sink, Context, Timed, Explains
     files.py     what a step may write
     policy.py    what happens to a rejected record
     ledger.py    the counts behind "nothing is lost silently"

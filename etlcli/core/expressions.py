@@ -26,6 +26,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple, NoReturn
 
@@ -80,6 +81,15 @@ class Expression:
     def field(self) -> Path | None:
         """The path, of an expression that is nothing but a field."""
         return self._root.path if isinstance(self._root, _Field) else None
+
+    def parts(self) -> list[Expression]:
+        """What the `and` or `or` that it is joins, each asked for the same columns as the whole; nothing of any other."""
+        return list(map(self._part, self._root.operands)) if isinstance(self._root, _Logic) else []
+
+    def _part(self, node: _Node) -> Expression:
+        part = copy(self)
+        part.text, part._root, part._variants = self._reading.text_of(node.source), node, {}
+        return part
 
     def values(self, count: int, columns: Sequence[list[Any]]) -> tuple[list[Any], Errors]:
         """The value for each of `count` records, None where there is an error."""
@@ -483,10 +493,10 @@ class _Logic(_Node):
     def __init__(self, source: ast.BoolOp, operands: list[_Node]) -> None:
         super().__init__(source)
         self._sign = source.op
-        self._operands = operands
+        self.operands = operands
 
     def emit(self, to: _Emitter) -> _Code:
-        codes = [to.condition(operand, operand.emit(to)) for operand in self._operands]
+        codes = [to.condition(operand, operand.emit(to)) for operand in self.operands]
         total = all(code.total for code in codes)
         if not any(code.nullable for code in codes):
             return _Code(ast.BoolOp(self._sign, [code.value for code in codes]), BOOL, total)

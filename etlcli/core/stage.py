@@ -76,6 +76,7 @@ class Context:
         run: str = "",
         started: float = 0.0,
         checking: bool = False,
+        trial: bool = False,
         clock: Callable[[], float] = monotonic,
         due: Callable[[], float | None] = lambda: None,
     ) -> None:
@@ -100,6 +101,9 @@ class Context:
         """When the run began, in seconds since 1970: what `now()` is for all of its steps, in every process."""
         self.checking = checking
         """Whether there will be no run: what must be fetched from elsewhere is not."""
+        self.trial = trial
+        """Whether records go through only to see what becomes of them: nothing outside of the process is changed, or
+        locked, such as a cache."""
         self.clock = clock
         """Seconds, from no particular start and never back."""
         self.due = due
@@ -197,6 +201,8 @@ class Stage(Component):
     """Whether it may change records, or put out others. Where not, later steps can use what was decoded before it."""
     waits: ClassVar[bool] = False
     """Whether `prepare` asks somebody else, such as a command: the coordinator calls it then, and no worker."""
+    asks: str = ""
+    """What outside of the process this stage, as configured, asks about records: `the command sed`. Nothing for nobody."""
     reports: bool = False
     """Whether this stage, as configured, only reports: its rejects are findings to show, whatever `on_error` says."""
 
@@ -228,6 +234,16 @@ class Timed(Protocol):
 
     def tick(self) -> Iterable[Batch]:
         """What is due by now. Called now and then, in between batches."""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A stage that can tell by what it decides."""
+
+    def explain(self, record: Batch) -> list[str]:
+        """What it goes by with the batch's only record, which it does not reject, in lines for a person: keys, values, the
+        part of a condition that does not hold; and what cannot be told of one record alone. It asks nobody, and changes
+        nothing."""
 
 
 class Sink(Component):

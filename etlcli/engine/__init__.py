@@ -8,6 +8,7 @@ recovery.py    another try and a fallback, before the policy has the last word
 outlet.py      where records leave: a sink, or several
 quarantine.py  the file of rejected records
 replay.py      records of that file once more
+why.py         one record through all steps, to see what becomes of it
 checkpoint.py  keeps a run so that another process can go on with it
 manifest.py    the file that makes a checkpoint count
 drain.py       signals that wait for one

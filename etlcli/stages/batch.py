@@ -19,6 +19,7 @@ import msgspec
 
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject, chunk_of, lines_of
+from etlcli.core.explain import told
 from etlcli.core.fields import MISSING, Path, parse_path, pointer
 from etlcli.core.files import Run, Spill
 from etlcli.core.intake import too_deep_inside
@@ -170,6 +171,10 @@ that other commands read only with a larger --max-line."""
     def finish(self) -> Iterable[Batch]:
         if self._lines:
             yield Batch.of_lines([self._close(partial=True)])
+
+    def explain(self, record: Batch) -> list[str]:
+        by = [f"a batch has one {told(record, self.reads())}"] if self.reads() else []
+        return [*by, "it lies in a batch, with its neighbours; with which cannot be told from this record alone"]
 
     def snapshot(self) -> State:
         """Where the records held are. What time has passed for them is not kept: it begins again."""

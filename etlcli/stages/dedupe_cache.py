@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from itertools import compress
 from time import time
@@ -26,6 +28,7 @@ import msgspec
 
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject, chunk_of
+from etlcli.core.explain import told
 from etlcli.core.fields import MISSING, Path, parse_path, pointer
 from etlcli.core.files import Output, Run, Spill
 from etlcli.core.keys import keys_of, keys_of_records
@@ -190,6 +193,8 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
     def _new(self, keys: list[str]) -> Sequence[int]:
         """The places of the records that pass."""
         store = self._store = self._store or self._open_store()
+        if self.ctx.trial:
+            store.put(self._cached(keys))
         now = round(time(), 3)
         value, is_fresh = {"seen": now}, partial(self._is_fresh, now)
         if isinstance(store, RecentStore):
@@ -211,6 +216,27 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
         return sorted(map(first.__getitem__, new))
 
+    def explain(self, record: Batch) -> list[str]:
+        (key,) = keys_of(record.columns(self._paths)) if self._paths else keys_of_records(record)
+        lines = [f"the key is {key}" + (f": {told(record, self._paths)}" if self._paths else ", of the whole record")]
+        for held in self._cached([key]).values():
+            age = "" if self._is_fresh(time(), held) else ", too long ago to count"
+            lines.append(f"the cache has seen it, in this record or another{_since(held)}{age}")
+        return [*lines, "whether another record of the input has it, too, cannot be told from this record alone"]
+
+    def _cached(self, keys: Iterable[str]) -> dict[str, Any]:
+        """What the cache file has of these keys, for a look at it that takes no lock."""
+        if not (self._path and os.path.lexists(self._path)):
+            return {}
+        from etlcli.state.inspect import Inspection
+
+        found = {}
+        with Inspection(self._path) as cache:
+            for key in keys:
+                with suppress(KeyError):
+                    found[key] = cache.get(key)
+        return found
+
     def _is_fresh(self, now: float, held: Any) -> bool:
         if self.params.ttl is None:
             return True
@@ -222,7 +248,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
     def _open_store(self) -> Store:
         """At the first record, not before: a dry run makes no cache file, and does not wait for one."""
         ctx, table = self.ctx, None
-        if self._path:
+        if self._path and not ctx.trial:
             from etlcli.state.sqlite import CacheFile
 
             self._cache = CacheFile(self._path, self._about)
@@ -241,6 +267,14 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         self.ctx.discard("duplicate", count)
         if self._dupes and duplicates:
             self._dupes.write(duplicates.chunk)
+
+
+def _since(held: Any) -> str:
+    """Whoever made the file may have put anything there."""
+    try:
+        return f", at {datetime.fromtimestamp(held['seen'], UTC).isoformat(timespec='seconds')}"
+    except (TypeError, KeyError, ValueError, OverflowError, OSError):
+        return ""
 
 
 class _Journal:

@@ -6,6 +6,7 @@ from typing import Any
 
 from etlcli.core import params
 from etlcli.core.batch import Batch
+from etlcli.core.explain import judged
 from etlcli.core.expressions import Expression, check_condition
 from etlcli.core.fields import Path
 from etlcli.core.stage import Context, Prepared, Stage, State
@@ -71,3 +72,6 @@ either. Everything is in UTC."""
         return Prepared(
             batch.take(kept) if len(kept) < batch.count else batch, rejects, {"filtered": dropped} if dropped else None
         )
+
+    def explain(self, record: Batch) -> list[str]:
+        return judged(record, self._expression)

@@ -20,6 +20,7 @@ from etlcli.core import params
 from etlcli.core.aggregates import NUMBERS, parse_call
 from etlcli.core.batch import Batch, chunk_of, lines_of
 from etlcli.core.exact import is_countable
+from etlcli.core.explain import told
 from etlcli.core.fields import MISSING, Kinds, Path, kinds_of, parse_path, pointer
 from etlcli.core.files import Run, Spill
 from etlcli.core.groups import ROW_OVERHEAD, STATE_OVERHEAD, Heads, Part, Table, groups_of, nested, open_array, runs_of
@@ -159,6 +160,14 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
         if not self._by and not self._table.keys:
             self._table.append(Part([b""], [b"[]"], [0], [[None] for _ in self._calls]))
         return self._summary(self._table.take(len(self._table.keys)))
+
+    def explain(self, record: Batch) -> list[str]:
+        gives = [
+            f"to {text}" + (f" it gives: {told(record, (call.field,))}" if call.field else " it gives: 1")
+            for text, call in zip(self.params.agg, self._calls, strict=True)
+        ]
+        group = f"its group: {told(record, self._by)}" if self._by else "all records are one group"
+        return [group, *gives, "what comes of the group cannot be told from this record alone"]
 
     def snapshot(self) -> State:
         """The rows of a small summary, or of the one group that is open; where the runs are, which everything else is in;

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from etlcli.core import params
 from etlcli.core.batch import Batch, Origin, Reject, Span
 from etlcli.core.edit import encode, open_object, with_members
+from etlcli.core.explain import told
 from etlcli.core.fields import MISSING, Path, parse_path, pointer, projection
 from etlcli.core.intake import parse
 from etlcli.core.keys import keys_of
@@ -156,9 +157,11 @@ of --default."""
         self._asked: _Asked | None = None
         if params.command:
             self._reference = self._asked = _Asked(params, ctx, pairs, fields)
+            self.asks = f"the command {params.command[0]}"
         else:
             self._reference = _opened_table(located(params.from_, ctx.base_dir), params.table, ctx, pairs, fields)
             self._table = self._reference.table if isinstance(self._reference, _Loaded) else None
+            self.asks = masked(params.from_) if isinstance(self._reference, _Unread) else ""
 
     def reads(self) -> tuple[Path, ...]:
         return (*self._paths, *self._added_paths())
@@ -181,6 +184,17 @@ of --default."""
         joined = self._joined(batch, keys, self._reference.find(asked) if asked else {})
         self.ctx.reject(joined.rejects)
         yield joined.batch
+
+    def explain(self, record: Batch) -> list[str]:
+        columns = record.columns(self.reads())[: len(self._paths)]
+        (key,) = self._keys(columns)
+        asked = f"asked for {told(record, self._paths)}"
+        if key == _NO_KEY:
+            return [f"{asked}: nothing has such a key"]
+        if self.asks:
+            return [asked]
+        found = self._reference.find({key: [column[0] for column in columns]})
+        return [f"{asked}: {'found' if key in found else f'no entry has this key (on_miss: {self.params.on_miss})'}"]
 
     def finish(self) -> Iterable[Batch]:
         if self._asked:
@@ -490,7 +504,7 @@ class _Asked:
     def _open_store(self) -> RecentStore:
         """At the first record, not before: a dry run makes no cache file, and does not wait for one."""
         table = None
-        if self._path:
+        if self._path and not self._ctx.trial:
             from etlcli.state.sqlite import CacheFile
 
             self._cache = CacheFile(self._path, self._about)

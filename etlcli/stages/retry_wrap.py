@@ -103,6 +103,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         own = [sys.executable, "-m", "etlcli", params.stage] if params.stage else []
         self._argv = [*own, *params.command]
         self._name = f"etl {params.stage}" if params.stage else self._argv[0]
+        self.asks = f"the command {self._name}"
         self._directory = os.path.abspath(ctx.base_dir) if ctx.base_dir else ""
         find_command(self._argv, self._directory)
         self._commands = Commands(self._argv, self._directory, params.timeout, self._name, params.concurrency)

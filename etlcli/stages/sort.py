@@ -15,6 +15,7 @@ from typing import Any
 
 from etlcli.core import params
 from etlcli.core.batch import Batch, Origin, chunk_of
+from etlcli.core.explain import told
 from etlcli.core.fields import Path, parse_path
 from etlcli.core.files import Run, Spill
 from etlcli.core.ordering import KeyMaker, order_of, sorted_by
@@ -116,6 +117,15 @@ that nothing can be left behind."""
             self.ctx.discard("beyond_top", len(lines) - len(kept))
             self._emitted += len(kept)
             yield Batch.of_lines(kept)
+
+    def explain(self, record: Batch) -> list[str]:
+        depends = "its place"
+        if self.params.top or self.params.unique:
+            depends += ", and whether it is kept,"
+        return [
+            f"sorted by {','.join(self.params.by)}: {told(record, self._paths)}",
+            f"{depends} cannot be told from this record alone",
+        ]
 
     def snapshot(self) -> State:
         """Where the runs are; what is in memory becomes one."""
