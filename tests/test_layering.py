@@ -56,9 +56,8 @@ ALLOWED_HEAVY = {
     "formats": {"yaml"},
     "schema": {"jsonschema_rs"},
     "engine": {"tenacity"},
-    "observe": {"prometheus_client", "rich"},
     "state": {"orjson", "sqlitedict"},
-    "observe": {"opentelemetry", "openlineage"},
+    "observe": {"openlineage", "opentelemetry", "prometheus_client", "rich"},
 }
 
 modules = sorted(PACKAGE.rglob("*.py"))
