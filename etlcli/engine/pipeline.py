@@ -30,7 +30,7 @@ from etlcli.engine.watch import Watch
 from etlcli.errors import FindingsError, Interrupted, LedgerError, TimedOut, TryLaterError, UsageError
 from etlcli.io.stepfiles import StepFiles
 from etlcli.observe.logs import Log, now
-from etlcli.observe.status import PUBLISHING, RUNNING
+from etlcli.observe.status import PUBLISHING
 from etlcli.recipe.files import check_files
 from etlcli.recipe.model import Branch, Recipe, StepSpec
 from etlcli.registry import find
@@ -94,8 +94,8 @@ class Pipeline:
             if before:
                 self.ledger.restore(before.counts, before.efforts)
             self.watch.steps = plan.steps
-            self.watch.state = RUNNING
             self.watch.expect(plan.source.component.left())
+            self.watch.begin_to_run()
             self._flow(plan, resources)
             for step in plan.steps:
                 step.finish_fallback()

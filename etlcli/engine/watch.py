@@ -14,7 +14,7 @@ from etlcli.core.ledger import Ledger, StepCount
 from etlcli.engine.step import Step
 from etlcli.errors import UsageError, nearest
 from etlcli.io.inputs import masked
-from etlcli.observe.status import STARTING, CheckpointMark, Example, Status, StepStatus
+from etlcli.observe.status import RUNNING, STARTING, CheckpointMark, Example, Status, StepStatus
 from etlcli.recipe.model import Recipe, StepSpec
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Watch:
         self.state = STARTING
         self.resumed = False
         self.workers = 1
+        self.on_running: list[Callable[[], None]] = []
         self.queued: list[Callable[[], int]] = []
         """Each tells how many bytes wait in a queue."""
         self.steps: Sequence[Step] = ()
@@ -47,6 +48,11 @@ class Watch:
         self._checkpoints: deque[CheckpointMark] = deque(maxlen=_MARKS)
         self._examples: list[Example] = []
         self._noted: Counter[tuple[str, str]] = Counter()
+
+    def begin_to_run(self) -> None:
+        self.state = RUNNING
+        for call in self.on_running:
+            call()
 
     def expect(self, left: int | None) -> None:
         """There are so many bytes to be read beside those that were."""

@@ -24,7 +24,7 @@ import msgspec
 from etlcli.core.batch import Batch
 from etlcli.errors import InputMissingError, ServiceUnreachableError, UsageError, nearest
 from etlcli.io.private import private_directories, private_directory
-from etlcli.observe.status import Look, Status
+from etlcli.observe.status import Look, Observer, Status
 
 _RUNS = "runs"
 _NAME = re.compile(r"\d+-[0-9a-f]+\.sock")
@@ -85,7 +85,7 @@ class Tappable(Protocol):
         step."""
 
 
-class Control:
+class Control(Observer):
     """An observer that answers."""
 
     def __init__(self, run: Tappable, log: Callable[..., None]) -> None:

@@ -17,7 +17,7 @@ from uuid import NAMESPACE_URL, uuid5
 from etlcli.errors import UsageError
 from etlcli.io.inputs import STDIN, is_url, masked
 from etlcli.observe.courier import PATIENCE, Courier, hush
-from etlcli.observe.status import SUCCEEDED, Look, Status, StepStatus
+from etlcli.observe.status import SUCCEEDED, Look, Observer, Status, StepStatus
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent
@@ -48,8 +48,8 @@ def dataset_of(step: str, path: str) -> Dataset | None:
     return Dataset(step, "file", os.fsencode(os.path.abspath(path)).decode(errors="backslashreplace"))
 
 
-class Lineage:
-    """An Observer. Raises UsageError where the library is not there, or the URL is none."""
+class Lineage(Observer):
+    """Raises UsageError where the library is not there, or the URL is none."""
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class Lineage:
             raise UsageError("lineage needs openlineage-python", hint="pip install 'etlcli[lineage]'") from None
         hush("openlineage", "urllib3")
         self._events, self._facets = event_v2, facet_v2
+        self._started = False
         self._inputs = inputs
         self._outputs = outputs
         self._namespace = namespace
@@ -77,12 +78,20 @@ class Lineage:
         self._courier = Courier("lineage", log, file or masked(str(url)), patience)
 
     def begin(self, look: Look) -> None:
-        status = look()
-        self._courier.send(lambda: self._emit("START", status))
+        self._look = look
+
+    def running(self) -> None:
+        self._start(self._look())
 
     def end(self, last: Status) -> None:
+        if not self._started:
+            self._start(last)
         self._courier.send(lambda: self._emit("COMPLETE" if last.state == SUCCEEDED else "FAIL", last))
         self._courier.close()
+
+    def _start(self, status: Status) -> None:
+        self._started = True
+        self._courier.send(lambda: self._emit("START", status))
 
     def _emit(self, kind: str, status: Status) -> None:
         self._transport.emit(self._event(kind, status))

@@ -21,7 +21,7 @@ from etlcli.core.effort import BUCKETS
 from etlcli.core.params import Declared
 from etlcli.errors import EtlError
 from etlcli.observe.periodic import Periodic
-from etlcli.observe.status import STARTING, SUCCEEDED, Look, Status, StepStatus
+from etlcli.observe.status import STARTING, SUCCEEDED, Look, Observer, Status, StepStatus
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -317,7 +317,7 @@ def _last_success(path: str) -> bytes:
     return b""
 
 
-class Metrics:
+class Metrics(Observer):
     """The doors that a recipe asks for, as one observer."""
 
     def __init__(self, spec: Any, base_dir: str, log: Log, shown: str | None) -> None:

@@ -8,7 +8,6 @@ while they change. Of a run that has ended they balance.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 
@@ -110,11 +109,15 @@ class Status(msgspec.Struct, kw_only=True):
 Look = Callable[[], Status]
 
 
-class Observer(Protocol):
-    """Watches a run from beside: it may take as long as it likes, and must not raise."""
+class Observer:
+    """Watches a run from beside. What it has to wait for it waits for in a thread of its own, and it must not raise."""
 
     def begin(self, look: Look) -> None:
         """The run starts. `look` may be called from any thread until `end` returns."""
 
+    def running(self) -> None:
+        """The steps are there, and it is known which run this is; the first record is read next."""
+
     def end(self, last: Status) -> None:
-        """The run is over, however it ended: `last` says how. All it had is released when this returns."""
+        """The run is over, however it ended, also before it was `running`: `last` says how. All it had is released when
+        this returns."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from etlcli.errors import UsageError
 from etlcli.observe.courier import PATIENCE, Courier, hush
-from etlcli.observe.status import FAILED, Look, Status, StepStatus
+from etlcli.observe.status import FAILED, Observer, Status, StepStatus
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -26,8 +26,8 @@ _PROTOCOLS = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 _NANO = 1_000_000_000
 
 
-class Tracing:
-    """An Observer. Raises UsageError where the libraries, or the exporter that the environment names, are not there."""
+class Tracing(Observer):
+    """Raises UsageError where the libraries, or the exporter that the environment names, are not there."""
 
     def __init__(
         self,
@@ -48,9 +48,6 @@ class Tracing:
         except ValueError as error:
             raise UsageError(f"OpenTelemetry refuses its settings: {error}", hint="see the OTEL_* variables") from None
         self._courier = Courier("spans", log, "the OpenTelemetry collector", patience)
-
-    def begin(self, look: Look) -> None:
-        pass
 
     def end(self, last: Status) -> None:
         self._courier.send(lambda: self._export(last))

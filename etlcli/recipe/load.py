@@ -24,7 +24,7 @@ from etlcli.formats.yaml12 import Node, YamlError, load
 from etlcli.io.inputs import read_whole
 from etlcli.observe.logs import LEVELS
 from etlcli.observe.metrics import MetricsSpec
-from etlcli.recipe.model import Branch, CheckpointSpec, Fallback, OnError, Recipe, StepSpec
+from etlcli.recipe.model import Branch, CheckpointSpec, Fallback, LineageSpec, OnError, Recipe, StepSpec, TracingSpec
 from etlcli.registry import COMPONENTS
 from etlcli.registry import load as load_target
 
@@ -44,6 +44,8 @@ TOP = (
     "errors",
     "logging",
     "metrics",
+    "tracing",
+    "lineage",
 )
 _ELSEWHERE = {
     "memory": "memory is shared by all steps: runtime.memory",
@@ -107,7 +109,9 @@ class _Loader:
             branches=branches,
             routed="route" in top,
             log_level=self._level(logging.get("level")),
-            metrics=self._declared(MetricsSpec, top["metrics"], None, "metrics") if "metrics" in top else None,
+            metrics=self._optional(MetricsSpec, top, "metrics"),
+            tracing=self._optional(TracingSpec, top, "tracing"),
+            lineage=self._optional(LineageSpec, top, "lineage"),
             path=self._path,
             digest=digest.hexdigest(),
         )
@@ -240,6 +244,9 @@ class _Loader:
     def _params_of(self, uses: str) -> type[Declared]:
         component: type[Component] = load_target(COMPONENTS[uses].target)
         return component.Params
+
+    def _optional(self, declared: type[Declared], top: Mapping[str, Node], name: str) -> Any:
+        return self._declared(declared, top[name], None, name) if name in top else None
 
     def _declared(self, declared: type[Declared], node: Node | None, parent: Node | None, what: str) -> Any:
         """The values of a mapping whose keys are declared options."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from etlcli.core import params
 from etlcli.core.fields import Path
 from etlcli.core.policy import ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, DEFAULT_QUEUE
@@ -56,6 +57,20 @@ class CheckpointSpec(NamedTuple):
     """How many there are at most."""
 
 
+class TracingSpec(params.Declared):
+    otel = params.flag("Send spans of the run and its steps by OpenTelemetry, as the OTEL_* variables say.")
+
+
+class LineageSpec(params.Declared):
+    file = params.text("A file that OpenLineage events are appended to.", metavar="FILE")
+    url = params.text("A server that takes OpenLineage events.", metavar="URL")
+    namespace = params.text("The namespace of the job, whose name is the recipe's.", default="etl")
+
+    def verify(self) -> None:
+        if bool(self.file) == bool(self.url):
+            raise ValueError("file: lineage needs a file or a url, one of them")
+
+
 class Recipe(NamedTuple):
     name: str
     source: StepSpec
@@ -84,6 +99,9 @@ class Recipe(NamedTuple):
     log_level: str = "warning"
     metrics: Any = None
     """A `MetricsSpec`, where there are metrics."""
+    tracing: Any = None
+    """A `TracingSpec`, if there is one, as `lineage` a `LineageSpec`."""
+    lineage: Any = None
     path: str | None = None
     """Of the recipe's file; None for a subcommand."""
     digest: str | None = None

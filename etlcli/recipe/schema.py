@@ -9,6 +9,7 @@ from etlcli.core.policy import THEN, Retry
 from etlcli.core.stage import Component
 from etlcli.observe.logs import LEVELS
 from etlcli.observe.metrics import MetricsSpec
+from etlcli.recipe.model import LineageSpec, TracingSpec
 from etlcli.registry import COMPONENTS, load
 
 _NUMBER_OR_TEXT: Any = {"type": ["string", "integer"]}
@@ -46,6 +47,8 @@ def recipe_schema() -> dict[str, Any]:
             "errors": _object({"max": _NUMBER_OR_TEXT, "quarantine": {"type": "string"}}),
             "logging": _object({"level": {"enum": list(LEVELS)}}),
             "metrics": _object(_values(MetricsSpec.options)),
+            "tracing": _object(_values(TracingSpec.options)),
+            "lineage": _object(_values(LineageSpec.options)),
         },
         "$defs": {
             "steps": {"type": "array", "items": _one_of("stage")},

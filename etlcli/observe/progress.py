@@ -1,0 +1,113 @@
+"""How far a run is, on a terminal: a line that changes in place, under whatever else is written there.
+
+Shown on stderr, if that is a terminal that can (TERM is not dumb), by rich, which honours NO_COLOR. It comes when a run has
+lasted a moment and goes with it; short work shows nothing. A terminal that goes away takes the line with it, never the run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from etlcli.io.terminal import safe
+from etlcli.observe import figures
+from etlcli.observe.rates import Rates
+from etlcli.observe.status import Look, Observer, Status
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_DELAY = 1.0
+"""Seconds before the line comes."""
+_EVERY = 0.2
+_DUMB = ("dumb", "unknown")
+_PATIENCE = 2.0
+
+
+def is_terminal() -> bool:
+    """Whether stderr is one on which a line can change in place. FORCE_COLOR is about colours, not about that."""
+    return bool(sys.stderr and sys.stderr.isatty()) and os.environ.get("TERM", "dumb").lower() not in _DUMB
+
+
+class Progress(Observer):
+    """`lend(write)` is told how to write a line above the one that changes, as long as that stands, and
+    `lend(None)` when it is gone."""
+
+    def __init__(self, lend: Callable[[Callable[[str], None] | None], None]) -> None:
+        self._lend = lend
+        self._over = Event()
+
+    def begin(self, look: Look) -> None:
+        self._look = look
+        self._thread = Thread(target=self._show, daemon=True)
+        self._thread.start()
+
+    def end(self, last: Status) -> None:
+        self._over.set()
+        self._thread.join(_PATIENCE)
+
+    def _show(self) -> None:
+        if self._over.wait(_DELAY):
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Line
+
+        console = Console(stderr=True, force_interactive=True)
+        line = Line(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        try:
+            with line:
+                self._lend(lambda text: _above(console, text))
+                try:
+                    self._update(line)
+                finally:
+                    self._lend(None)
+        except OSError:  # the terminal has gone
+            pass
+
+    def _update(self, line: Any) -> None:
+        rates = Rates()
+        status = self._look()
+        task = line.add_task(safe(status.recipe), total=status.size, figures="")
+        while True:
+            status = self._look()
+            rates.add(status)
+            line.update(task, total=status.size, completed=status.read, figures=_figures(status, rates))
+            line.refresh()
+            if self._over.wait(_EVERY):
+                return
+
+
+def _figures(status: Status, rates: Rates) -> str:
+    read = figures.size(status.read)
+    parts = [
+        f"{read} of {figures.size(status.size)}" if status.size else read,
+        f"{figures.count(rates.records)} records/s",
+    ]
+    left = rates.left(status)
+    if left is not None:
+        parts.append(f"{figures.duration(left)} left")
+    if status.queued:
+        parts.append(f"queue {figures.percent(status.queued, status.queue)}")
+    rejected = sum(sum(step.rejected.values()) for step in status.steps)
+    if rejected:
+        parts.append(f"{figures.count(rejected)} rejected")
+    return "  ".join(parts)
+
+
+def _above(console: Console, text: str) -> None:
+    from rich.text import Text
+
+    console.print(Text(text), soft_wrap=True)
