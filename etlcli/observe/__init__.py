@@ -1,4 +1,8 @@
 """What a run says about itself.
 
-logs.py   one line an event on stderr, the same fields in every format
+logs.py     one line an event on stderr, the same fields in every format
+status.py   what is known of a run at one moment, and who may look
+report.py   the run report: as JSON, and as a page made by page.py with the shapes of picture.py (the pipeline) and
+            chart.py, the texts of markup.py (nothing is markup that was not made there) and the looks of report.css
+timeline.py how counts grew, in bounded memory
 """
