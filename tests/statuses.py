@@ -123,6 +123,33 @@ def empty() -> Status:
     return status(steps, 0.08, size=0, workers=1, digest=None)
 
 
+def huge() -> Status:
+    """A day and a half, a hundred billion records, many steps with long names."""
+    left = 123_456_789_012
+    steps = [
+        step(
+            "read-all-of-them",
+            "read",
+            "source",
+            None,
+            left,
+            98_000.0,
+            blocked={"check-03-of-many-steps-in-a-row": 31_000.0},
+        )
+    ]
+    for number in range(1, 17):
+        steps.append(
+            step(f"check-{number:02}-of-many-steps-in-a-row", "validate", "stage", steps[-1].id, left, 5_000.0 * number,
+                 rejected={"schema": 1_204_331_977, "missing_field": 88_000_111}, discarded={"no_longer_wanted": 5_000_000_003},
+                 healed={"retry": 1_900_000_001}, retries=7_200_000_404, cache_hits=99_000_000_123, cache_misses=20_000_000_456,
+                 blocked={"input": 4_000.0, "output": 3_100.0, "command": 2_000.0, "workers": 1_200.5})
+        )  # fmt: skip
+        left = steps[-1].sent
+    steps.append(step("write", "write", "sink", steps[-1].id, left, 61_000.0, bytes_out=left * 290))
+    marks = [CheckpointMark(START + 30 * number, 28_000_000 * number, 1.25) for number in range(1, 4_000)]
+    return status(steps, 130_400.0, checkpoints=marks, checkpoint_every=30.0, workers=64)
+
+
 def single() -> Status:
     return status([step("read", "read", "source", None, 9_906, 0.21)], 0.4, path=None, digest=None, recipe="read")
 
@@ -154,7 +181,7 @@ def hostile() -> Status:
 
 CASES: dict[str, Callable[[], Status]] = {
     "linear": linear, "fork": fork, "many-branches": lambda: fork(6), "failed": failed, "interrupted": interrupted,
-    "empty": empty, "single": single, "hostile": hostile, "no-steps": lambda: status([], 0.01, state="failed", exit_code=78),
+    "empty": empty, "huge": huge, "single": single, "hostile": hostile, "no-steps": lambda: status([], 0.01, state="failed", exit_code=78),
 }  # fmt: skip
 
 

@@ -33,8 +33,8 @@ addEventListener("load", () => {
         const it = text.getBBox();
         if (it.x < inside.x || it.x + it.width > inside.x + inside.width) overlaps.push(text.textContent);
       }
-      const id = group.querySelector(".id").getBBox(), took = group.querySelector(".took").getBBox();
-      if (id.x + id.width > took.x) overlaps.push(group.querySelector(".id").textContent);
+      const uses = group.querySelector(".small").getBBox(), spent = group.querySelector(".spent").getBBox();
+      if (uses.x + uses.width > spent.x) overlaps.push(group.querySelector(".small").textContent);
     }
     for (const svg of root.querySelectorAll("svg.pipeline")) {
       const whole = svg.getBBox(), view = svg.viewBox.baseVal;

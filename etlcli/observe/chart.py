@@ -121,8 +121,8 @@ def _times(seconds: float) -> list[tuple[float, str]]:
 
 
 def at(moment: float, seconds: float) -> str:
-    """A moment of a run of so many seconds: `12 s`, `3:20`, `2:05:00`."""
+    """A moment of a run of so many seconds: `12 s`, `3:20`, `2:05 h`."""
     if seconds <= 120:
         return f"{round(moment, 2):g} s"
     minutes, rest = divmod(round(moment), 60)
-    return f"{minutes}:{rest:02}" if seconds < 7200 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if seconds < 7200 else f"{minutes // 60}:{minutes % 60:02} h"

@@ -7,6 +7,7 @@ it, what held it up, what was wrong with the data.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from etlcli.observe.chart import chart
@@ -36,8 +37,13 @@ _SHOWN = 400
 """Characters of a record."""
 _NAME = 48
 """Characters of a step's id."""
+_LINES = 40
+"""The most checkpoints that are drawn."""
 _MARKS = 20
 """The most checkpoints that are listed."""
+_COUNTS = (
+    "In", "Made", "Out", "Discarded", "Rejected", "Absorbed", "Healed", "Retries", "Cache", "Batches", "Median",
+)  # fmt: skip
 _WAITS = {"input": "input", "output": "its output", "command": "its command", "workers": "the workers"}
 """What a step waits for; anything else is the id of a step."""
 _SIGNALS = {130: "Interrupted", 141: "Cut off", 143: "Terminated"}
@@ -126,10 +132,12 @@ def _numbers(last: Status, timeline: Timeline) -> Markup:
         ("Discarded", count(sums["discarded"]), left),
         ("Records per second", short(done / lasted), f"{size(read / lasted)} per second"),
     ]
-    return tag(
-        "dl", *(tag("div", tag("dt", name), tag("dd", tag("strong", number), " ", tag("small", note)))
-                for name, number, note in tiles), class_="numbers",
-    )  # fmt: skip
+    return tag("dl", *(_tile(*each) for each in tiles), class_="numbers")
+
+
+def _tile(name: str, number: str, note: str) -> Markup:
+    strong = tag("strong", number, class_="long" if len(number) > 11 else None)
+    return tag("div", tag("dt", name), tag("dd", strong, " ", tag("small", note)))
 
 
 def _overview(last: Status, timeline: Timeline) -> Markup:
@@ -158,13 +166,15 @@ def _wide(content: Markup, name: str) -> Markup:
 
 def _charts(last: Status, timeline: Timeline) -> Markup:
     bins = min(_BINS, len(timeline.samples) - 1)
-    if bins < 4:
+    if bins < 4 or not timeline.seconds:
         return tag("p", "The run was too short for a timeline.")
     edges = [number * timeline.seconds / bins for number in range(bins + 1)]
     flow = timeline.rates(edges, lambda sample: sample.records)
     stream = timeline.rates(edges, lambda sample: sample.bytes)
     queue = [max(0.0, value) for value in timeline.at(edges, lambda sample: sample.queued)[1:]]
     marks = [mark.at - timeline.begun for mark in last.checkpoints if timeline.begun <= mark.at <= last.now]
+    if len(marks) > _LINES:
+        marks = []
     full = f", of {size(last.queue)} at most" if last.queue else ""
     charts = [
         chart("Records per second", _spread(flow, short), edges, flow, short, marks=marks),
@@ -176,7 +186,7 @@ def _charts(last: Status, timeline: Timeline) -> Markup:
     return join([tag("p", words, class_="note"), *charts])
 
 
-def _spread(values: list[float], show: Any) -> str:
+def _spread(values: list[float], show: Callable[[float], str]) -> str:
     return f"{show(sum(values) / len(values))} on average, {show(max(values))} at most"
 
 
@@ -197,11 +207,9 @@ def _time(last: Status) -> Markup:
 
 def _waiting(what: str) -> tuple[str, str]:
     """The kind of a wait, and its words."""
-    return (
-        (what, f"waiting for {_WAITS[what]}")
-        if what in _WAITS
-        else ("queue", "waiting for a step whose queue was full")
-    )
+    if what in _WAITS:
+        return what, f"waiting for {_WAITS[what]}"
+    return "queue", "waiting for a step whose queue was full"
 
 
 def _bar(step: StepStatus, longest: float) -> Markup:
@@ -238,14 +246,14 @@ def _story(last: Status) -> list[str]:
     if work:
         said += [_step(slowest.id), f" did the most work: {duration(slowest.seconds)}, "]
         said += [f"{percent(slowest.seconds, work)} of the work of all steps. "]
-    waits = [(seconds, step.id, what) for step in last.steps for what, seconds in step.blocked.items()]
-    waits = sorted((wait for wait in waits if wait[0] >= 0.01), key=lambda wait: -wait[0])[:2]
-    for number, (seconds, waiter, what) in enumerate(waits):
-        said += [_step(waiter), f" waited {'longest' if number == 0 else 'next'}: {duration(seconds)} for "]
+    waits = [(what == "input", -waited, step.id, what) for step in last.steps for what, waited in step.blocked.items()]
+    waits = sorted(wait for wait in waits if wait[1] <= -0.01)[:2]  # a wait for input is mostly what another's came to
+    for _, waited, waiter, what in waits:
+        said += [_step(waiter), f" waited {duration(-waited)} for "]
         said += [_WAITS[what]] if what in _WAITS else [_step(what), ", whose queue was full"]
         said.append(". ")
     if not waits:
-        said.append("No step waited for another. ")
+        said.append("No step waited for long. ")
     if last.workers > 1:
         said.append(f"Work is that of all processes together: {last.workers} workers and the one that leads them.")
     return said
@@ -291,24 +299,15 @@ def _group(each: dict[str, Any]) -> Markup:
 
 
 def _steps(last: Status) -> Markup:
-    names = (
-        "In",
-        "Made",
-        "Out",
-        "Discarded",
-        "Rejected",
-        "Absorbed",
-        "Healed",
-        "Retries",
-        "Cache",
-        "Batches",
-        "Median",
-    )
     rows = [
-        tag("tr", tag("th", _step(step.id), scope="row"), *(tag("td", number) for number in _counts(step)))
+        tag(
+            "tr",
+            tag("th", _step(step.id), scope="row"),
+            *(tag("td", number, class_=None if number.strip("0-") else "zero") for number in _counts(step)),
+        )
         for step in last.steps
     ]
-    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in ("Step", *names))))
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in ("Step", *_COUNTS))))
     note = tag(
         "p", "In and made are as many as out, discarded, rejected and absorbed. Cache: keys that were found, of those "
         "that were asked for. Median: half of the batches took no longer.", class_="note",
@@ -346,10 +345,8 @@ def _checkpoints(last: Status) -> Markup:
         return tag("p", "None was taken.")
     every = f", one every {duration(last.checkpoint_every)}" if last.checkpoint_every else ""
     longest = max(mark.seconds for mark in taken)
-    words = (
-        f"{plural(len(taken), 'checkpoint')}{every}. They took {duration(sum(mark.seconds for mark in taken))} in all, "
-    )
-    words += f"{duration(longest)} at most."
+    together = duration(sum(mark.seconds for mark in taken))
+    words = f"{plural(len(taken), 'checkpoint')}{every}. They took {together} in all, {duration(longest)} at most."
     words += f" The last {_MARKS} are listed." if len(taken) > _MARKS else ""
     rows = [
         tag("tr", tag("td", moment(mark.at)), tag("td", count(mark.received)), tag("td", duration(mark.seconds)))
@@ -366,7 +363,8 @@ def _environment(last: Status, environment: dict[str, Any]) -> Markup:
         ("etl", environment["etl"]),
         ("Python", f"{environment['python']} ({environment['implementation']})"),
         ("Platform", environment["platform"]),
-        ("Processors", f"{environment['cpus']}, {plural(last.workers, 'worker')} in use"),
+        ("Processors", environment["cpus"]),
+        ("Workers", last.workers),
         ("Libraries", libraries or "none"),
         ("Recipe digest", last.digest or "none"),
     ]

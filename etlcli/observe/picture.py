@@ -20,8 +20,8 @@ _BOX, _TALL = 240, 66
 _DOWN, _END = 48, 34
 """The length of an arrow between steps, and of one that comes in or goes out."""
 _CAPTION = 18
-_SIDE, _ASIDE = 26, 142
-"""The length of a side arrow, and the room for what it says."""
+_SIDE, _ASIDE = 26, (150, 220)
+"""The length of a side arrow, and the least and the most room for what it says."""
 _LINE = 36
 """The height of a side arrow with its text."""
 _GAP = 28
@@ -58,10 +58,11 @@ class Picture(NamedTuple):
 def picture(steps: list[StepStatus]) -> Picture:
     """Of steps in pipeline order."""
     drawing = _Drawing(steps)
-    roots = [drawing.block(step) for step in steps if step.above is None or step.above not in drawing.ids]
+    tops = [step for step in steps if step.above is None or step.above not in drawing.ids]
+    roots = [drawing.block(step) for step in tops]
     parts, y = [], 0.0
-    for root in roots:
-        parts.append(drawing.entrance(root, y))
+    for step, root in zip(tops, roots, strict=True):
+        parts.extend(drawing.entrance(step.received, root.centre, y))
         parts.extend(root.draw(0, y + _CAPTION + _END))
         y += _CAPTION + _END + root.height + _GAP
     width, height = max((root.width for root in roots), default=0) + 2, max(0, y - _GAP) + 2
@@ -76,10 +77,11 @@ def picture(steps: list[StepStatus]) -> Picture:
 class _Drawing:
     def __init__(self, steps: list[StepStatus]) -> None:
         self.ids = {step.id for step in steps}
-        self._first = steps[0] if steps else None
         self._below = {step.id: [each for each in steps if each.above == step.id != each.id] for step in steps}
         self._most = max((max(step.received, step.sent) for step in steps), default=0)
         self._seconds = sum(step.seconds for step in steps)
+        longest = max((len(side.what) for step in steps for side in _sides(step)), default=0)
+        self._aside = min(max(_ASIDE[0], 7.4 * longest + 16), _ASIDE[1])
 
     def block(self, step: StepStatus) -> _Block:
         sides = _sides(step)
@@ -92,17 +94,18 @@ class _Drawing:
             left = x + rest.centre - _BOX / 2
             return [
                 self._box(step, left, y),
-                *(_side_arrow(side, left + _BOX, y + row * _LINE) for row, side in enumerate(sides)),
+                *(_side_arrow(side, left + _BOX, y + row * _LINE, self._aside - 8) for row, side in enumerate(sides)),
                 *rest.draw(x, y + _TALL),
             ]
 
-        right = rest.centre + _BOX / 2 + (_SIDE + _ASIDE if sides else 0)
+        right = rest.centre + _BOX / 2 + (_SIDE + self._aside if sides else 0)
         return _Block(max(rest.width, right), _TALL + max(rest.height, own - _TALL), rest.centre, draw)
 
-    def entrance(self, root: _Block, y: float) -> Markup:
-        number = self._first.received if self._first else 0
-        words = tag("text", f"{count(number)} in", x=root.centre, y=y + 12, text_anchor="middle", class_="count")
-        return tag("g", words, self._arrow([(root.centre, y + _CAPTION), (root.centre, y + _CAPTION + _END)], number))
+    def entrance(self, number: int, x: float, y: float) -> list[Markup]:
+        return [
+            tag("text", f"{count(number)} in", x=x, y=y + 12, text_anchor="middle", class_="count"),
+            self._arrow([(x, y + _CAPTION), (x, y + _CAPTION + _END)], number),
+        ]
 
     def _rest(self, below: list[_Block], counts: list[int], step: StepStatus, spare: float) -> _Block:
         """What is below a box, which ends `spare` above where its side arrows do."""
@@ -182,17 +185,19 @@ class _Drawing:
     def _box(self, step: StepStatus, x: float, y: float) -> Markup:
         share = step.seconds / self._seconds if self._seconds else 0
         inner = _BOX - 28
-        uses = step.kind if step.uses in (step.id, step.kind) else f"{step.uses} · {step.kind}"
+        uses = [] if step.uses in (step.id, step.kind) else [step.uses]
+        kind = [] if uses and step.kind == "stage" else [step.kind]
         took = duration(step.seconds)
-        title = f"{step.id} ({step.uses}, {step.kind}): {took} at work, {percent(share, 1)} of the time of all steps"
+        spent = f"{took} · {percent(share, 1)}"
+        room = inner - 12 - 6.9 * len(spent)
+        title = f"{step.id} ({step.uses}, {step.kind}): {took} at work, {percent(share, 1)} of the work of all steps"
         return tag(
             "g",
             tag("title", title),
             tag("rect", x=x, y=y, width=_BOX, height=_TALL, rx=7, class_=f"box {step.kind if step.kind in _KINDS else ''}"),
-            tag("text", fit(step.id, inner - 12 - 7.2 * len(took), 8.1), x=x + 14, y=y + 24, class_="id"),
-            tag("text", took, x=x + _BOX - 14, y=y + 24, text_anchor="end", class_="took"),
-            tag("text", fit(uses, inner - 60, 6.6), x=x + 14, y=y + 42, class_="small"),
-            tag("text", percent(share, 1), x=x + _BOX - 14, y=y + 42, text_anchor="end", class_="small"),
+            tag("text", fit(step.id, inner, 8.1), x=x + 14, y=y + 24, class_="id"),
+            tag("text", fit(" · ".join(uses + kind), room, 6.6), x=x + 14, y=y + 42, class_="small"),
+            tag("text", spent, x=x + _BOX - 14, y=y + 42, text_anchor="end", class_="spent"),
             tag("rect", x=x + 14, y=y + 51, width=inner, height=4, rx=2, class_="track"),
             tag("rect", x=x + 14, y=y + 51, width=max(inner * share, 4), height=4, rx=2, class_="work")
             if step.seconds
@@ -220,7 +225,7 @@ def fit(data: str, room: float, letter: float) -> str:
 def _width(char: str) -> float:
     """In letters."""
     if combining(char):
-        return 0
+        return 0.2
     if east_asian_width(char) in "WF":
         return 1.8
     return 1.5 if char in "mwMW@%" else 1.25 if char.isupper() else 1
@@ -249,7 +254,7 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {count(number)}" for name, number in most_first)
 
 
-def _side_arrow(side: _Side, x: float, y: float) -> Markup:
+def _side_arrow(side: _Side, x: float, y: float, room: float) -> Markup:
     middle, end, text = y + 17, x + _SIDE, x + _SIDE + 8
     what = side.what if not side.details else f"{side.what}: {side.details}"
     return tag(
@@ -259,8 +264,8 @@ def _side_arrow(side: _Side, x: float, y: float) -> Markup:
         tag(
             "polygon", points=_points([(end, middle), (end - 7, middle - 3.5), (end - 7, middle + 3.5)]), class_="head"
         ),
-        tag("text", fit(side.what, _ASIDE, 7.2), x=text, y=middle - 1, class_="what"),
-        tag("text", fit(side.details, _ASIDE, 6.3), x=text, y=middle + 14, class_="small"),
+        tag("text", fit(side.what, room, 7.4), x=text, y=middle - 1, class_="what"),
+        tag("text", fit(side.details, room, 6.4), x=text, y=middle + 14, class_="small"),
         class_=f"side {side.kind}",
     )
 
