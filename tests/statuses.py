@@ -8,7 +8,8 @@ from math import sin
 
 import msgspec
 
-from etlcli.observe.status import BUCKETS, CheckpointMark, Example, Status, StepStatus
+from etlcli.core.effort import BUCKETS
+from etlcli.observe.status import CheckpointMark, Example, Status, StepStatus
 
 START = 1_790_000_000.0
 SCRIPT = '<script>document.title="owned"</script>'

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from etlcli.core.effort import BUCKETS
 from etlcli.observe.chart import chart
 from etlcli.observe.markup import (
     Markup,
@@ -27,7 +28,7 @@ from etlcli.observe.markup import (
 )
 from etlcli.observe.picture import fit, picture
 from etlcli.observe.report import records, rejects
-from etlcli.observe.status import BUCKETS, SUCCEEDED, Status, StepStatus
+from etlcli.observe.status import SUCCEEDED, Status, StepStatus
 from etlcli.observe.timeline import Timeline
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -44,7 +45,13 @@ _MARKS = 20
 _COUNTS = (
     "In", "Made", "Out", "Discarded", "Rejected", "Absorbed", "Healed", "Retries", "Cache", "Batches", "Median",
 )  # fmt: skip
-_WAITS = {"input": "input", "output": "its output", "command": "its command", "workers": "the workers"}
+_WAITS = {
+    "input": "input",
+    "output": "its output",
+    "command": "its command",
+    "database": "the database",
+    "workers": "the workers",
+}
 """What a step waits for; anything else is the id of a step."""
 _SIGNALS = {130: "Interrupted", 141: "Cut off", 143: "Terminated"}
 
@@ -181,7 +188,7 @@ def _charts(last: Status, timeline: Timeline) -> Markup:
         chart("Bytes per second", _spread(stream, size), edges, stream, size, binary=True, marks=marks),
         chart("Queue", _spread(queue, size) + full, edges, queue, size, binary=True, limit=last.queue, marks=marks),
     ]
-    words = "The time is that since this process began."
+    words = "The time is that since the first record."
     words += f" {plural(len(marks), 'dotted line')}: {plural(len(marks), 'checkpoint')}." if marks else ""
     return join([tag("p", words, class_="note"), *charts])
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import msgspec
 
+from etlcli.core.effort import BUCKETS
 from etlcli.errors import CannotCreateError, UsageError
 from etlcli.io.files import AtomicFile
 from etlcli.io.inputs import is_url, masked
 from etlcli.io.terminal import safe_json
-from etlcli.observe.status import BUCKETS, Look, Status
+from etlcli.observe.status import Look, Observer, Status
 from etlcli.observe.timeline import Timeline
 
 FORMATS = ("json", "html")
@@ -53,8 +54,8 @@ def parse_report(texts: Iterable[str], log: Log) -> Report | None:
     return Report(**paths, log=log) if paths else None
 
 
-class Report:
-    """An observer. A report that cannot be written is a warning and changes nothing for the run."""
+class Report(Observer):
+    """A report that cannot be written is a warning and changes nothing for the run."""
 
     def __init__(self, json: str | None = None, html: str | None = None, *, log: Log) -> None:
         """The files' paths. They are published whole, and take the place of older ones."""
@@ -77,7 +78,10 @@ class Report:
             AtomicFile(path).abort()
 
     def begin(self, look: Look) -> None:
-        self._thread = Thread(target=self._watch, args=(look,), daemon=True, name="etl-report")
+        self._look = look
+
+    def running(self) -> None:
+        self._thread = Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def end(self, last: Status) -> None:
@@ -92,10 +96,10 @@ class Report:
             except Exception as error:  # an observer must not raise: what the run did is done
                 self._log("warning", "report_failed", path=self.paths[form], reason=str(error))
 
-    def _watch(self, look: Look) -> None:
+    def _watch(self) -> None:
         while not self._over.is_set():
             try:
-                status = look()
+                status = self._look()
             except Exception as error:  # the report is then made from what was seen until now
                 self._log("warning", "report_sampling_failed", reason=str(error))
                 return
