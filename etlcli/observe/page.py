@@ -45,7 +45,13 @@ _MARKS = 20
 _COUNTS = (
     "In", "Made", "Out", "Discarded", "Rejected", "Absorbed", "Healed", "Retries", "Cache", "Batches", "Median",
 )  # fmt: skip
-_WAITS = {"input": "input", "output": "its output", "command": "its command", "workers": "the workers"}
+_WAITS = {
+    "input": "input",
+    "output": "its output",
+    "command": "its command",
+    "database": "the database",
+    "workers": "the workers",
+}
 """What a step waits for; anything else is the id of a step."""
 _SIGNALS = {130: "Interrupted", 141: "Cut off", 143: "Terminated"}
 
@@ -182,7 +188,7 @@ def _charts(last: Status, timeline: Timeline) -> Markup:
         chart("Bytes per second", _spread(stream, size), edges, stream, size, binary=True, marks=marks),
         chart("Queue", _spread(queue, size) + full, edges, queue, size, binary=True, limit=last.queue, marks=marks),
     ]
-    words = "The time is that since this process began."
+    words = "The time is that since the first record."
     words += f" {plural(len(marks), 'dotted line')}: {plural(len(marks), 'checkpoint')}." if marks else ""
     return join([tag("p", words, class_="note"), *charts])
 

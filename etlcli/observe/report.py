@@ -78,7 +78,10 @@ class Report(Observer):
             AtomicFile(path).abort()
 
     def begin(self, look: Look) -> None:
-        self._thread = Thread(target=self._watch, args=(look,), daemon=True, name="etl-report")
+        self._look = look
+
+    def running(self) -> None:
+        self._thread = Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def end(self, last: Status) -> None:
@@ -93,10 +96,10 @@ class Report(Observer):
             except Exception as error:  # an observer must not raise: what the run did is done
                 self._log("warning", "report_failed", path=self.paths[form], reason=str(error))
 
-    def _watch(self, look: Look) -> None:
+    def _watch(self) -> None:
         while not self._over.is_set():
             try:
-                status = look()
+                status = self._look()
             except Exception as error:  # the report is then made from what was seen until now
                 self._log("warning", "report_sampling_failed", reason=str(error))
                 return

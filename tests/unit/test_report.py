@@ -85,6 +85,7 @@ def reports(last: Status, tmp_path: Path) -> tuple[dict, str]:
     report = parse_report([f"json={tmp_path}/r.json", f"html={tmp_path}/r.html"], log)
     report.check()
     report.begin(lambda: msgspec.structs.replace(last, now=last.started, state="running", exit_code=None))
+    report.running()
     report.end(last)
     assert not log.lines
     return json.loads((tmp_path / "r.json").read_text()), (tmp_path / "r.html").read_text()
@@ -263,6 +264,7 @@ def test_samples_are_taken_while_the_run_goes_on(tmp_path: Path) -> None:
 
     report = Report(json=str(tmp_path / "r.json"), log=Log())
     report.begin(look)
+    report.running()
     assert enough.wait(30)
     report.end(last)
     found = json.loads((tmp_path / "r.json").read_text())["timeline"]
@@ -376,6 +378,7 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     report = Report(json=str(tmp_path / "gone/r.json"), html=str(tmp_path / "r.html"), log=log)
     report.check()
     report.begin(statuses.linear)
+    report.running()
     (tmp_path / "gone").rmdir()
     (tmp_path / "gone").write_text("in the way")
     report.end(statuses.linear())
@@ -395,6 +398,7 @@ def test_a_look_that_fails_costs_the_timeline_only(tmp_path: Path) -> None:
 
     report = Report(json=str(tmp_path / "r.json"), log=log)
     report.begin(look)
+    report.running()
     assert looked.wait(30)
     report.end(statuses.fork())
     assert [line[:2] for line in log.lines] == [("warning", "report_sampling_failed")]
