@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -15,9 +15,11 @@ from etlcli.core.params import Declared, Option, format_backoff, format_size, pa
 from etlcli.core.policy import THEN, ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, Component
 from etlcli.engine.pipeline import Pipeline
-from etlcli.errors import UsageError
+from etlcli.errors import EtlError, Interrupted, UsageError
 from etlcli.io.inputs import STDIN
+from etlcli.io.masking import hidden
 from etlcli.observe.logs import FORMATS, LEVELS, Log
+from etlcli.recipe.files import check_log
 from etlcli.recipe.model import Fallback, OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS, load
 
@@ -55,8 +57,8 @@ def shared_options() -> list[click.Parameter]:
 def log_options() -> list[click.Parameter]:
     return [
         click.Option(["--log-level"], type=click.Choice(LEVELS), default=None, help="Least level that is logged."),
-        click.Option(["--log-format"], type=click.Choice(FORMATS), default="auto", show_default=True,
-                     help="Form of the log lines on stderr."),
+        click.Option(["--log-format"], type=click.Choice(FORMATS), default=None,
+                     help="Form of the log lines; auto, the default, is console on a terminal and logfmt elsewhere."),
     ]  # fmt: skip
 
 
@@ -162,24 +164,47 @@ def examples_text(examples: Sequence[tuple[str, str]]) -> str:
     return "\b\nExamples:\n" + "\n".join(lines)
 
 
-def run_recipe(recipe: Recipe, *, log_level: str | None, log_format: str, stats: bool, **start: bool) -> None:
+def run_recipe(recipe: Recipe, *, log_level: str | None, log_format: str | None, stats: bool, **start: bool) -> None:
     """Runs it, says what the counts are if asked, and lets errors through. `start` is as for `Pipeline`."""
-    log = Log(log_level or recipe.log_level, log_format)
+    log = recipe_log(recipe, log_level, log_format)
     pipeline = Pipeline(recipe, log, **start)
     try:
         pipeline.run()
+    except EtlError as error:
+        if log.in_file:  # on stderr it is said anyway
+            log("error", "run_failed", exit_code=error.exit_code, where=error.where or None, reason=error.message)
+        raise
+    except Interrupted as stop:
+        if log.in_file:
+            log("error", "run_failed", exit_code=128 + stop.signum, reason=f"stopped by signal {stop.signum}")
+        raise
     finally:
         log.close()
         if stats:
             print_stats(pipeline)
 
 
+def recipe_log(recipe: Recipe, level: str | None, format: str | None) -> Log:
+    """The log that a recipe asks for; a level given on the command line is that of all steps. Raises CannotCreateError,
+    and UsageError when the log would go into a file of records."""
+    spec = recipe.logging
+    check_log(recipe)
+    return Log(
+        level or spec.level,
+        format or spec.format,
+        path=spec.file and os.path.join(recipe.base_dir, spec.file),
+        per_step={} if level else dict(spec.per_step),
+        sample=spec.sample,
+        every=spec.every,
+    )
+
+
 def print_stats(pipeline: Pipeline) -> None:
     import msgspec
 
     counts = {"etl_stats": 1, "run": pipeline.run_id, "steps": pipeline.ledger.as_list()}
-    sys.stderr.write(msgspec.json.encode(counts).decode() + "\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # the reader has gone, and the run is over
+        os.write(2, hidden(msgspec.json.encode(counts).decode()).encode() + b"\n")
 
 
 def step(name: str, values: dict[str, Any], on_error: OnError | None = None) -> StepSpec:

@@ -11,14 +11,15 @@ from typing import Any
 
 import click
 
-from etlcli.cli.component import examples_text, log_options, run_recipe
+from etlcli.cli.component import examples_text, log_options, recipe_log, run_recipe
 from etlcli.core.params import parse_duration, parse_limit, parse_workers
 from etlcli.engine.overlap import Overlap, take_directory, take_turn
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import RecipeError, TimedOut, TryLaterError, UsageError
-from etlcli.io.inputs import masked
+from etlcli.io.masking import hidden, without_secrets
 from etlcli.io.terminal import safe
 from etlcli.observe.logs import Log
+from etlcli.recipe.files import check_log
 from etlcli.recipe.load import load_recipe
 from etlcli.recipe.model import Fallback, Recipe, StepSpec
 
@@ -47,7 +48,7 @@ EXAMPLES = (
 
 
 def run(recipe: str, settings: tuple[str, ...], dry_run: bool, fresh: bool, resume_only: bool, on_overlap: str | None,
-        log_level: str, log_format: str, stats: bool, **own: str | None) -> None:  # fmt: skip
+        log_level: str | None, log_format: str | None, stats: bool, **own: str | None) -> None:  # fmt: skip
     try:
         given: dict[str, Any] = {name: _RUNTIME[name](text) for name, text in own.items() if text is not None}
         overlap = Overlap(on_overlap or "fail")
@@ -75,11 +76,13 @@ def run(recipe: str, settings: tuple[str, ...], dry_run: bool, fresh: bool, resu
                     start = {"fresh": fresh, "resume_only": resume_only}
                     run_recipe(resolved, log_level=log_level, log_format=log_format, stats=stats, **start)
                 else:
-                    Log("info", log_format)(
-                        "info", "run_skipped", recipe=resolved.name, reason="another run is going on"
-                    )
+                    log = recipe_log(resolved, "info", log_format)
+                    log("info", "run_skipped", recipe=resolved.name, reason="another run is going on")
+                    log.close()
             return
-        Pipeline(resolved, Log(log_level or resolved.log_level, log_format)).check()
+        check_log(resolved)
+        log = Log(log_level or resolved.logging.level, log_format or resolved.logging.format)
+        Pipeline(resolved, log).check()
     except UsageError as error:  # the line was fine, what the recipe asks of a component is not
         raise RecipeError(f"{error.where}: {error.message}", where=recipe, hint=error.hint) from None
     sys.stdout.write(safe_lines(plan(resolved)))
@@ -139,7 +142,7 @@ def _on_error(spec: StepSpec) -> str:
 
 
 def safe_lines(lines: list[str]) -> str:
-    return "".join(safe(line) + "\n" for line in lines)
+    return "".join(safe(without_secrets(line)) + "\n" for line in lines)
 
 
 def _options(spec: StepSpec) -> str:
@@ -149,7 +152,7 @@ def _options(spec: StepSpec) -> str:
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(masked, value)) if isinstance(value, tuple) else masked(str(value))
+    return ",".join(hidden(str(each)) for each in value) if isinstance(value, tuple) else hidden(str(value))
 
 
 command = click.Command(

@@ -61,6 +61,7 @@ class Pipeline:
         self.run_id = os.urandom(8).hex()
         self._started = time.time()
         self._log = log
+        self._log_about()
         self._findings = 0
         self._checking = False
         self._quarantine: Quarantine | None = None
@@ -145,7 +146,12 @@ class Pipeline:
         before = self._keeper.before
         if before:
             self.run_id, self._started, self._findings = before.run, before.started, before.findings
+            self._log_about()
         return before
+
+    def _log_about(self) -> None:
+        """All lines tell the run; a subcommand's tell no recipe."""
+        self._log.about(self.run_id, self.recipe.name if self.recipe.digest else None)
 
     def _drawn(self, results: Iterator[Worked], plan: Plan) -> Iterator[Worked]:
         """A signal that comes while the run waits for input finds it at a barrier."""
@@ -218,7 +224,6 @@ class Pipeline:
         self._log(
             "info",
             "run_finished",
-            recipe=self.recipe.name,
             read=self.ledger.received,
             written=sum(count.sent for count in self.ledger.steps if count.step in sinks),
             rejected=self.ledger.rejected(),
