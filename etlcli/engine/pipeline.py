@@ -378,7 +378,7 @@ class Pipeline:
             count,
             resources=resources,
             files=self._files(count.step, resources),
-            log=self._log,
+            log=partial(self._log, step=spec.id),
             reject=partial(policy.reject, count),
             retry=partial(tried, spec.on_error.retry, count),
             max_elapsed=spec.on_error.retry.max_elapsed,
@@ -402,6 +402,8 @@ class Pipeline:
     def _put_aside(self, step: str, rejects: Sequence[Reject]) -> None:
         assert self._quarantine is not None
         self._quarantine.put(step, rejects)
+        for reject in rejects:
+            self._log.record("debug", "record_quarantined", step, partial(_skipped, reject))
 
     def _skip(self, step: str, rejects: Sequence[Reject]) -> None:
         for reject in rejects:
