@@ -13,6 +13,7 @@ import pytest
 from conftest import environment
 
 from etlcli.cli.main import EXIT_CODES, etl
+from etlcli.observe.logs import LEVELS
 from etlcli.registry import COMMANDS, COMPONENTS, load
 
 ROOT = Path(__file__).parent.parent
@@ -93,3 +94,15 @@ def test_every_promise_has_a_test(number: int) -> None:
     """P8 is measured by scripts/bench, never asserted."""
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert number == 8 or f"def test_P{number}_" in tests
+
+
+def test_every_event_of_the_log_is_documented() -> None:
+    section = README.partition("\n## Logs\n")[2].partition("\n## ")[0]
+    documented = [
+        name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall("`(.*?)`", row)
+    ]
+    source = "".join(path.read_text() for path in (ROOT / "etlcli").rglob("*.py"))
+    logged = re.findall(r'(?:"(?:debug|info|warning|error)"|\(level|repeats\.level),\s*"([a-z_]+)"', source)
+    logged += re.findall(r'_tell\(\s*"([a-z_]+)"', source)
+    logged = [name for name in logged if name not in LEVELS]
+    assert len(logged) > 20 and set(logged) == set(documented) and len(documented) == len(set(documented))

@@ -19,7 +19,8 @@ import etlcli
 from etlcli.errors import InputMissingError, InputOutputError, ServiceUnreachableError, UsageError
 from etlcli.formats import format_of
 from etlcli.io import remote
-from etlcli.io.inputs import expand, masked, open_input
+from etlcli.io.inputs import expand, open_input
+from etlcli.io.masking import masked
 
 LINES = b'{"a":1}\n{"a":2}\n'
 BASIC = "Basic " + base64.b64encode(b"me:p@ss").decode()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
 import msgspec
 
-from etlcli.cli.watching import observers, watched
+from etlcli.cli.watching import Wishes, observers, watched
 from etlcli.core.fields import parse_path
 from etlcli.core.params import Declared, Option, format_backoff, format_size, parse_size, parse_workers
 from etlcli.core.policy import THEN, ErrorBudget, Retry
@@ -18,7 +18,9 @@ from etlcli.core.stage import DEFAULT_MEMORY, Component
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import UsageError
 from etlcli.io.inputs import STDIN
+from etlcli.io.masking import hidden
 from etlcli.observe.logs import FORMATS, LEVELS, Log
+from etlcli.recipe.files import check_log
 from etlcli.recipe.model import Fallback, OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS, load
 
@@ -50,14 +52,23 @@ def shared_options() -> list[click.Parameter]:
                      help="Processes that read and prepare records; auto takes more than one for large files."),
         click.Option(["--stats"], is_flag=True, help="Print the counts of every step as JSON on stderr."),
         *log_options(),
+        *watch_options(),
+    ]  # fmt: skip
+
+
+def watch_options() -> list[click.Parameter]:
+    return [
+        click.Option(["--progress/--no-progress"], default=None,
+                     help="Show how far it is: a line on a terminal, log lines elsewhere. By default on a terminal only."),
+        click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on stderr but errors."),
     ]  # fmt: skip
 
 
 def log_options() -> list[click.Parameter]:
     return [
         click.Option(["--log-level"], type=click.Choice(LEVELS), default=None, help="Least level that is logged."),
-        click.Option(["--log-format"], type=click.Choice(FORMATS), default="auto", show_default=True,
-                     help="Form of the log lines on stderr."),
+        click.Option(["--log-format"], type=click.Choice(FORMATS), default=None,
+                     help="Form of the log lines; auto, the default, is console on a terminal and logfmt elsewhere."),
     ]  # fmt: skip
 
 
@@ -77,7 +88,7 @@ def component_command(name: str) -> click.Command:
         parameters += [click_parameter(option) for option in _source_options() if option.name not in own]
 
     def run(**values: Any) -> None:
-        run_recipe(recipe_of(name, entry.kind, values), **_picked(values, "log_level", "log_format", "stats"))
+        run_recipe(recipe_of(name, entry.kind, values), Wishes.of(values), stats=values["stats"])
 
     return _Command(
         name, callback=run, params=[*parameters, *shared_options()], short_help=entry.help,
@@ -163,12 +174,12 @@ def examples_text(examples: Sequence[tuple[str, str]]) -> str:
     return "\b\nExamples:\n" + "\n".join(lines)
 
 
-def run_recipe(recipe: Recipe, *, log_level: str | None, log_format: str, stats: bool, **start: bool) -> None:
+def run_recipe(recipe: Recipe, wishes: Wishes, *, stats: bool, **start: bool) -> None:
     """Runs it, says what the counts are if asked, and lets errors through. `start` is as for `Pipeline`."""
-    log = Log(log_level or recipe.log_level, log_format)
+    log = recipe_log(recipe, wishes)
     pipeline = Pipeline(recipe, log, **start)
     try:
-        with watched(pipeline.watch, observers(recipe, pipeline.watch, log)):
+        with watched(pipeline.watch, observers(recipe, pipeline.watch, log, wishes), log):
             pipeline.run()
     finally:
         log.close()
@@ -176,12 +187,27 @@ def run_recipe(recipe: Recipe, *, log_level: str | None, log_format: str, stats:
             print_stats(pipeline)
 
 
+def recipe_log(recipe: Recipe, wishes: Wishes) -> Log:
+    """The log that a recipe asks for; a level given on the command line is that of all steps. Raises CannotCreateError,
+    and UsageError when the log would go into a file of records."""
+    spec, level = recipe.logging, wishes.level
+    check_log(recipe)
+    return Log(
+        level or spec.level,
+        wishes.format or spec.format,
+        path=spec.file and os.path.join(recipe.base_dir, spec.file),
+        per_step={} if level else dict(spec.per_step),
+        sample=spec.sample,
+        every=spec.every,
+    )
+
+
 def print_stats(pipeline: Pipeline) -> None:
     import msgspec
 
     counts = {"etl_stats": 1, "run": pipeline.run_id, "steps": pipeline.ledger.as_list()}
-    sys.stderr.write(msgspec.json.encode(counts).decode() + "\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # the reader has gone, and the run is over
+        os.write(2, hidden(msgspec.json.encode(counts).decode()).encode() + b"\n")
 
 
 def step(name: str, values: dict[str, Any], on_error: OnError | None = None) -> StepSpec:
@@ -275,7 +301,3 @@ def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:
 def _source_options() -> list[Option]:
     """Options of `read` that any command takes for its inputs."""
     return [option for option in load(COMPONENTS["read"].target).Params.options if option.name == "max_line"]
-
-
-def _picked(values: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: values[name] for name in names}

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from io import StringIO
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ import click
 from etlcli import __version__
 from etlcli.errors import EtlError, InputOutputError, Interrupted, nearest
 from etlcli.io.handshake import finish
+from etlcli.io.masking import hidden, without_secrets
 from etlcli.registry import COMMANDS, COMPONENTS, load
 
 _HELP = """Move, check, sort and publish NDJSON records.
@@ -94,7 +96,7 @@ def main(marker: str | None = None) -> NoReturn:
     except Exception as error:
         import traceback
 
-        traceback.print_exc()
+        _print(hidden(traceback.format_exc()).splitlines())
         bug = EtlError(f"internal error: {error!r}", hint="this is a bug in etl or a plug-in; nothing was published")
         _say(bug)
         code = bug.exit_code
@@ -111,7 +113,9 @@ def _run() -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        error.show()
+        shown = StringIO()
+        error.show(shown)
+        _print(hidden(shown.getvalue()).splitlines())
         return error.exit_code
     except SystemExit:  # click's way with a closed pipe
         raise Interrupted(signal.SIGPIPE) from None
@@ -167,9 +171,13 @@ def _exit(code: int) -> NoReturn:
 
 
 def _say(error: EtlError) -> None:
+    where = f"{error.where}: " if error.where and error.where not in error.message else ""
+    _print([f"etl: {hidden(where + error.message)}", *([f"     {without_secrets(error.hint)}"] if error.hint else [])])
+
+
+def _print(lines: list[str]) -> None:
+    """Lines for a person, on stderr."""
     from etlcli.io.terminal import safe
 
-    where = f"{error.where}: " if error.where and error.where not in error.message else ""
-    lines = [f"etl: {safe(where + error.message)}", *([f"     {safe(error.hint)}"] if error.hint else [])]
     with suppress(OSError):
-        os.write(2, ("\n".join(lines) + "\n").encode(errors="backslashreplace"))
+        os.write(2, "".join(safe(line) + "\n" for line in lines).encode(errors="backslashreplace"))

@@ -30,11 +30,11 @@ EXAMPLES = (
 
 
 def replay(quarantine: str, recipe: str | None, settings: tuple[str, ...], output: str | None, stats: bool,
-           log_level: str | None, log_format: str) -> None:  # fmt: skip
+           log_level: str | None, log_format: str | None) -> None:  # fmt: skip
     if settings and not recipe:
         raise UsageError("--set needs --recipe")
     keep_apart(output, quarantine)
-    log = Log(log_level or "warning", log_format)
+    log = Log(log_level or "warning", log_format or "auto")
     envelopes = waiting(quarantine, log)
     if recipe is None:
         _write_raw(envelopes, output)

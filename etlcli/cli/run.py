@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
 
-from etlcli.cli.component import examples_text, log_options, run_recipe
+from etlcli.cli.component import examples_text, log_options, recipe_log, run_recipe, watch_options
+from etlcli.cli.watching import Wishes
 from etlcli.core.params import parse_duration, parse_limit, parse_workers
 from etlcli.engine.overlap import Overlap, take_directory, take_turn
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import RecipeError, TimedOut, TryLaterError, UsageError
-from etlcli.io.inputs import masked
+from etlcli.io.masking import hidden, without_secrets
 from etlcli.io.terminal import safe
 from etlcli.observe.logs import Log
+from etlcli.recipe.files import check_log
 from etlcli.recipe.load import load_recipe
 from etlcli.recipe.model import Fallback, Recipe, StepSpec
 
@@ -36,20 +38,22 @@ A cron job that may take longer than the time to the next one wants --on-overlap
 
 --set changes a value for this run: a path of keys, steps by their id, and a YAML value."""
 
-_RUNTIME = {"workers": parse_workers, "limit": parse_limit, "timeout": parse_duration}
+_RUNTIME: dict[str, Callable[[Any], Any]] = {"workers": parse_workers, "limit": parse_limit, "timeout": parse_duration}
 EXAMPLES = (
     ("etl run recipe.yaml", "run it"),
     ("etl run recipe.yaml --dry-run", "check the recipe, its schemas and inputs, and show the plan"),
     ("etl run recipe.yaml --on-overlap skip --timeout 50m", "from cron, every hour"),
     ("etl run recipe.yaml --limit 100", "a first look"),
+    ("etl run recipe.yaml --report html=run.html", "with a page about what it did"),
     ("etl run recipe.yaml --set sink.with.path=today.csv --set 'errors.max=100'", "with other values"),
 )
 
 
 def run(recipe: str, settings: tuple[str, ...], dry_run: bool, fresh: bool, resume_only: bool, on_overlap: str | None,
-        log_level: str, log_format: str, stats: bool, **own: str | None) -> None:  # fmt: skip
+        stats: bool, **more: Any) -> None:  # fmt: skip
+    wishes = Wishes.of(more)
     try:
-        given: dict[str, Any] = {name: _RUNTIME[name](text) for name, text in own.items() if text is not None}
+        given = {name: parse(more[name]) for name, parse in _RUNTIME.items() if more[name] is not None}
         overlap = Overlap(on_overlap or "fail")
     except ValueError as error:
         raise UsageError(str(error), hint="see etl run --help") from None
@@ -73,14 +77,19 @@ def run(recipe: str, settings: tuple[str, ...], dry_run: bool, fresh: bool, resu
                     turn = take_directory(directory, recipe, overlap, resources)
                 if turn:
                     start = {"fresh": fresh, "resume_only": resume_only}
-                    run_recipe(resolved, log_level=log_level, log_format=log_format, stats=stats, **start)
+                    run_recipe(resolved, wishes, stats=stats, **start)
                 else:
-                    Log("info", log_format)(
-                        "info", "run_skipped", recipe=resolved.name, reason="another run is going on"
-                    )
+                    log = recipe_log(resolved, wishes._replace(level="error" if wishes.quiet else "info"))
+                    log("info", "run_skipped", recipe=resolved.name, reason="another run is going on")
+                    log.close()
             return
-        Pipeline(resolved, Log(log_level or resolved.log_level, log_format)).check()
-    except UsageError as error:  # the line was fine, what the recipe asks of a component is not
+        check_log(resolved)
+        log = Log(wishes.level or resolved.logging.level, wishes.format or resolved.logging.format)
+        Pipeline(resolved, log).check()
+    except UsageError as error:
+        if not error.where:
+            raise
+        # The line was fine, what the recipe asks of a component is not.
         raise RecipeError(f"{error.where}: {error.message}", where=recipe, hint=error.hint) from None
     sys.stdout.write(safe_lines(plan(resolved)))
 
@@ -139,7 +148,7 @@ def _on_error(spec: StepSpec) -> str:
 
 
 def safe_lines(lines: list[str]) -> str:
-    return "".join(safe(line) + "\n" for line in lines)
+    return "".join(safe(without_secrets(line)) + "\n" for line in lines)
 
 
 def _options(spec: StepSpec) -> str:
@@ -149,7 +158,7 @@ def _options(spec: StepSpec) -> str:
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(masked, value)) if isinstance(value, tuple) else masked(str(value))
+    return ",".join(hidden(str(each)) for each in value) if isinstance(value, tuple) else hidden(str(value))
 
 
 command = click.Command(
@@ -174,6 +183,13 @@ command = click.Command(
             help="What to do when another run of the recipe is going on: fail (75), skip this one (0), or wait.",
         ),
         click.Option(["--stats"], is_flag=True, help="Print the counts of every step as JSON on stderr."),
+        click.Option(
+            ["--report", "reports"],
+            multiple=True,
+            metavar="FORMAT=PATH",
+            help="Write what the run did, however it ends: html=PATH for people, json=PATH for programs.",
+        ),
         *log_options(),
+        *watch_options(),
     ],
 )

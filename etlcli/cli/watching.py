@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etlcli.engine.watch import Watch
-from etlcli.errors import EtlError, InputMissingError, Interrupted
+from etlcli.errors import EtlError, InputMissingError, Interrupted, TimedOut, TryLaterError
+from etlcli.io.inputs import STDIN
 from etlcli.observe.logs import Log
 from etlcli.observe.status import FAILED, SUCCEEDED, Observer
 from etlcli.recipe.model import Recipe
@@ -17,8 +19,38 @@ if TYPE_CHECKING:
     from etlcli.observe.lineage import Dataset
 
 
-def observers(recipe: Recipe, watch: Watch, log: Log) -> list[Observer]:
+class Wishes(NamedTuple):
+    """What the command line asks for."""
+
+    level: str | None = None
+    """Of the log, stronger than a recipe's, as its format."""
+    format: str | None = None
+    progress: bool | None = None
+    """None for where it disturbs nobody."""
+    quiet: bool = False
+    reports: tuple[str, ...] = ()
+    """FORMAT=PATH each."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Wishes:
+        """Of the values of `log_options` and `watch_options`, and of --report where there is one."""
+        level = "error" if values["quiet"] else values["log_level"]
+        reports = values.get("reports", ())
+        return cls(level, values["log_format"], values["progress"], values["quiet"], reports)
+
+
+def observers(recipe: Recipe, watch: Watch, log: Log, wishes: Wishes) -> list[Observer]:
+    """Raises UsageError and CannotCreateError for what cannot be had."""
     watching: list[Observer] = []
+    if not wishes.quiet:
+        from etlcli.observe.heartbeat import Heartbeat
+
+        on_line = _on_line(recipe, wishes.progress)
+        watching.append(Heartbeat(log, recipe.logging.every, always=bool(wishes.progress) and not on_line))
+        if on_line:
+            from etlcli.observe.progress import Progress
+
+            watching.append(Progress(log.lend))
     if recipe.path:
         from etlcli.observe.control import Control
 
@@ -29,6 +61,13 @@ def observers(recipe: Recipe, watch: Watch, log: Log) -> list[Observer]:
 
         shown = os.path.join(recipe.base_dir, recipe.checkpoint.dir, SHOWN) if recipe.checkpoint else None
         watching.append(Metrics(recipe.metrics, recipe.base_dir, log, shown))
+    if wishes.reports:
+        from etlcli.observe.report import parse_report
+
+        report = parse_report(wishes.reports, log)
+        if report:
+            report.check()
+            watching.append(report)
     if recipe.tracing and recipe.tracing.otel:
         from etlcli.observe.tracing import Tracing
 
@@ -36,6 +75,20 @@ def observers(recipe: Recipe, watch: Watch, log: Log) -> list[Observer]:
     if recipe.lineage:
         watching.append(_lineage(recipe, log))
     return watching
+
+
+def _on_line(recipe: Recipe, wanted: bool | None) -> bool:
+    """Whether progress is a line on the terminal: not, unless it is wanted, where records go to that terminal, or to
+    another program that may have a line of its own."""
+    if wanted is False or not _is_terminal():
+        return False
+    to_stdout = any(spec.params.values().get("path") == STDIN for spec in recipe.sinks)
+    return bool(wanted) or not (to_stdout and (os.isatty(1) or stat.S_ISFIFO(os.fstat(1).st_mode)))
+
+
+def _is_terminal() -> bool:
+    """Whether stderr is one on which a line can change in place. FORCE_COLOR is about colours, not about that."""
+    return os.isatty(2) and os.environ.get("TERM", "dumb").lower() not in ("dumb", "unknown")
 
 
 def _lineage(recipe: Recipe, log: Log) -> Observer:
@@ -82,7 +135,7 @@ def _outputs(recipe: Recipe) -> list[Dataset]:
 
 
 @contextmanager
-def watched(watch: Watch, observers: Sequence[Observer]) -> Iterator[None]:
+def watched(watch: Watch, observers: Sequence[Observer], log: Log) -> Iterator[None]:
     for observer in observers:
         observer.begin(watch.status)
         watch.on_running.append(observer.running)
@@ -91,6 +144,8 @@ def watched(watch: Watch, observers: Sequence[Observer]) -> Iterator[None]:
     except BaseException as error:
         watch.state = FAILED
         watch.exit_code, watch.error = _code_of(error), _message_of(error)
+        if log.in_file:  # on stderr it is said anyway
+            log("error", "run_failed", exit_code=watch.exit_code, reason=watch.error)
         raise
     else:
         watch.state, watch.exit_code = SUCCEEDED, 0
@@ -104,10 +159,14 @@ def _code_of(error: BaseException) -> int:
     """What the process will exit with."""
     if isinstance(error, EtlError):
         return error.exit_code
+    if isinstance(error, TimedOut):
+        return TryLaterError.exit_code
     return 128 + error.signum if isinstance(error, Interrupted) else EtlError.exit_code
 
 
 def _message_of(error: BaseException) -> str:
     if isinstance(error, EtlError):
         return f"{error.where}: {error.message}" if error.where else error.message
-    return f"ended by signal {error.signum}" if isinstance(error, Interrupted) else repr(error)
+    if isinstance(error, TimedOut):
+        return "the run took longer than its timeout"
+    return f"stopped by signal {error.signum}" if isinstance(error, Interrupted) else repr(error)

@@ -21,7 +21,8 @@ from etlcli.core.stage import State
 from etlcli.errors import CheckpointError
 from etlcli.io.compression import is_compressed
 from etlcli.io.identity import Identity, change, identity_of, whole_lines_end
-from etlcli.io.inputs import STDIN, Input, InputStream, expand, is_url, located, masked
+from etlcli.io.inputs import STDIN, Input, InputStream, expand, is_url, located
+from etlcli.io.masking import masked
 
 
 class Place(NamedTuple):

@@ -30,7 +30,7 @@ from etlcli.errors import (
     UsageError,
     nearest,
 )
-from etlcli.io.inputs import masked
+from etlcli.io.masking import masked
 
 if TYPE_CHECKING:
     import sqlalchemy

@@ -251,6 +251,22 @@ def parse_limit(value: Any) -> int:
     return count
 
 
+def parse_count(value: Any) -> int:
+    """A number of things, or none."""
+    count = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ValueError(f"expected a number, 0 or more, not {value!r}")
+    return count
+
+
+def parse_interval(value: Any) -> float:
+    """A duration that is not over at once."""
+    seconds = parse_duration(value)
+    if not seconds:
+        raise ValueError(f"expected a duration above 0, such as 10s, not {value!r}")
+    return seconds
+
+
 def parse_duration(value: Any) -> float:
     """`500ms`, `30s`, `2m`, `1h` or a number of seconds, in seconds."""
     seconds = _quantity(value, _DURATION_UNITS, "a duration such as 30s or 500ms")

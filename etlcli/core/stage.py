@@ -53,10 +53,10 @@ class Context:
     """What the engine gives a step: its counts, its resources and its share of memory.
 
     `resources` closes what the step opened, in reverse order, however the run ends; `files` are what it may write.
-    `log(level, event, **fields)` writes one line. `reject` puts records through the step's policy; use it in `apply` and
-    `finish` (`prepare`, sources and sinks return their rejects). `retry(call)` makes a call that waits for somebody else,
-    as often as the step's policy has it while the answer has a `code` that another try may heal; it returns the last
-    answer and how many tries it took.
+    `log(level, event, **fields)` writes one line, with the step. `reject` puts records through the step's policy; use it
+    in `apply` and `finish` (`prepare`, sources and sinks return their rejects). `retry(call)` makes a call that waits for
+    somebody else, as often as the step's policy has it while the answer has a `code` that another try may heal; it returns
+    the last answer and how many tries it took.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ class Keeper:
         if self.before:
             self._check_place(self.before.directory)
             self._check_facts(self.before.facts)
-            log("info", "run_resumed", recipe=recipe.name, epoch=self.before.epoch, taken=self.before.at)
+            log("info", "run_resumed", run=self.before.run, epoch=self.before.epoch, taken=self.before.at)
         elif resume_only:
             raise InputMissingError(
                 f"there is no interrupted run to go on with in {self.directory}",

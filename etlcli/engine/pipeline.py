@@ -64,6 +64,7 @@ class Pipeline:
         self._started = time.time()
         self.watch = Watch(recipe, self.ledger, self.run_id, self._started)
         self._log = log
+        self._log_about()
         self._findings = 0
         self._checking = False
         self._quarantine: Quarantine | None = None
@@ -154,7 +155,12 @@ class Pipeline:
         if before:
             self.run_id, self._started, self._findings = before.run, before.started, before.findings
             self.watch.run, self.watch.started, self.watch.resumed = before.run, before.started, True
+            self._log_about()
         return before
+
+    def _log_about(self) -> None:
+        """All lines tell the run; a subcommand's tell no recipe."""
+        self._log.about(self.run_id, self.recipe.name if self.recipe.digest else None)
 
     def _drawn(self, results: Iterator[Worked], plan: Plan) -> Iterator[Worked]:
         """A signal that comes while the run waits for input finds it at a barrier."""
@@ -231,7 +237,6 @@ class Pipeline:
         self._log(
             "info",
             "run_finished",
-            recipe=self.recipe.name,
             read=self.ledger.received,
             written=sum(count.sent for count in self.ledger.steps if count.step in sinks),
             rejected=self.ledger.rejected(),
@@ -393,7 +398,7 @@ class Pipeline:
             count,
             resources=resources,
             files=self._files(count.step, resources),
-            log=self._log,
+            log=partial(self._log, step=spec.id),
             reject=partial(policy.reject, count),
             retry=partial(tried, spec.on_error.retry, count),
             max_elapsed=spec.on_error.retry.max_elapsed,
@@ -421,6 +426,8 @@ class Pipeline:
     def _put_aside(self, step: str, rejects: Sequence[Reject]) -> None:
         assert self._quarantine is not None
         self._quarantine.put(step, rejects)
+        for reject in rejects:
+            self._log.record("debug", "record_quarantined", step, partial(_skipped, reject))
 
     def _skip(self, step: str, rejects: Sequence[Reject]) -> None:
         for reject in rejects:

@@ -13,7 +13,7 @@ from etlcli.core.batch import Reject
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.engine.step import Step
 from etlcli.errors import UsageError, nearest
-from etlcli.io.inputs import masked
+from etlcli.io.masking import masked
 from etlcli.observe.status import RUNNING, STARTING, CheckpointMark, Example, Status, StepStatus
 from etlcli.recipe.model import Recipe, StepSpec
 

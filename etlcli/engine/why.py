@@ -34,7 +34,8 @@ from etlcli.errors import InputMissingError, UsageError
 from etlcli.formats import RawChunk, ReadOptions
 from etlcli.formats.ndjson import Reader
 from etlcli.io.compression import opened
-from etlcli.io.inputs import STDIN, check_input, is_url, masked, open_file
+from etlcli.io.inputs import STDIN, check_input, is_url, open_file
+from etlcli.io.masking import masked
 from etlcli.io.stepfiles import StepFiles
 from etlcli.observe.logs import Log
 from etlcli.recipe.files import check_files

@@ -17,7 +17,8 @@ from typing import Any
 
 from etlcli.core.files import Output
 from etlcli.errors import CannotCreateError, EtlError, InputOutputError, TryLaterError, UsageError
-from etlcli.io.inputs import is_url, masked
+from etlcli.io.inputs import is_url
+from etlcli.io.masking import masked
 
 _SUFFIX = ".etl-tmp"
 Position = dict[str, Any]

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from etlcli.errors import InputMissingError, InputOutputError, UsageError
 from etlcli.io.handshake import upstream_unfinished
+from etlcli.io.masking import masked
 
 STDIN = "-"
 PIPE_SIZE = 1 << 20
@@ -21,8 +22,6 @@ _F_SETPIPE_SZ = 1031
 _LONGEST_WAIT = 3600.0
 SCHEMES = ("http", "https")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_CREDENTIALS = re.compile(r"(?<=://)[^/?#]*@")
-_SECRET = re.compile(r"([?&][^=&#]*(?:token|secret|sig|key|passw|credential|auth)[^=&#]*=)[^&#]*", re.IGNORECASE)
 
 
 class Input(Protocol):
@@ -169,11 +168,6 @@ def is_url(path: str) -> bool:
 def located(path: str, base_dir: str) -> str:
     """The path as seen from here; stdin and URLs are the same from everywhere."""
     return path if path == STDIN or is_url(path) else os.path.join(base_dir, path)
-
-
-def masked(path: str) -> str:
-    """A URL without its credentials, nor what a query's names tell to be one; any other path as it is."""
-    return _SECRET.sub(r"\1***", _CREDENTIALS.sub("***@", path)) if is_url(path) else path
 
 
 def open_input(path: str) -> Input:

@@ -26,7 +26,8 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from etlcli import __version__
 from etlcli.errors import DataError, EtlError, InputMissingError, InputOutputError, ServiceUnreachableError, UsageError
-from etlcli.io.inputs import SCHEMES, masked
+from etlcli.io.inputs import SCHEMES
+from etlcli.io.masking import masked
 
 TIMEOUT = 30.0
 """Seconds that a server may take to accept a connection, and to send something."""

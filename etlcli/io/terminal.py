@@ -1,11 +1,15 @@
-"""Data made safe to show to a person: no terminal control, no text that turns around."""
+"""Data made safe to show to a person: no terminal control, no text that turns around, no command to a CI runner."""
 
 from __future__ import annotations
 
 import re
 
-# C0 but tab, DEL, C1, zero-width and bidirectional controls, line separators, surrogates.
-_UNSAFE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+# C0 but tab, DEL, C1, zero-width and bidirectional controls, line separators, surrogates; and the first # of ##[ and
+# ##vso[, which runners of CI jobs obey anywhere in a line.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+    r"|#(?=#(?:vso)?\[)"
+)
 
 
 def safe(text: str, limit: int = 2000) -> str:

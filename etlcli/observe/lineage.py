@@ -15,7 +15,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from uuid import NAMESPACE_URL, uuid5
 
 from etlcli.errors import UsageError
-from etlcli.io.inputs import STDIN, is_url, masked
+from etlcli.io.inputs import STDIN, is_url
+from etlcli.io.masking import masked
 from etlcli.observe.courier import PATIENCE, Courier, hush
 from etlcli.observe.status import SUCCEEDED, Look, Observer, Status, StepStatus
 

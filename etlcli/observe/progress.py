@@ -1,13 +1,11 @@
 """How far a run is, on a terminal: a line that changes in place, under whatever else is written there.
 
-Shown on stderr, if that is a terminal that can (TERM is not dumb), by rich, which honours NO_COLOR. It comes when a run has
+By rich, which honours NO_COLOR. It comes when a run has
 lasted a moment and goes with it; short work shows nothing. A terminal that goes away takes the line with it, never the run.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -23,13 +21,7 @@ if TYPE_CHECKING:
 _DELAY = 1.0
 """Seconds before the line comes."""
 _EVERY = 0.2
-_DUMB = ("dumb", "unknown")
 _PATIENCE = 2.0
-
-
-def is_terminal() -> bool:
-    """Whether stderr is one on which a line can change in place. FORCE_COLOR is about colours, not about that."""
-    return bool(sys.stderr and sys.stderr.isatty()) and os.environ.get("TERM", "dumb").lower() not in _DUMB
 
 
 class Progress(Observer):

@@ -17,7 +17,8 @@ import msgspec
 from etlcli.core.effort import BUCKETS
 from etlcli.errors import CannotCreateError, UsageError
 from etlcli.io.files import AtomicFile
-from etlcli.io.inputs import is_url, masked
+from etlcli.io.inputs import is_url
+from etlcli.io.masking import masked
 from etlcli.io.terminal import safe_json
 from etlcli.observe.status import Look, Observer, Status
 from etlcli.observe.timeline import Timeline

@@ -14,7 +14,8 @@ from typing import Any
 from etlcli.core.edit import encode
 from etlcli.core.params import Declared
 from etlcli.io.identity import identity_of
-from etlcli.io.inputs import is_url, masked
+from etlcli.io.inputs import is_url
+from etlcli.io.masking import masked
 from etlcli.recipe.model import OnError, Recipe, StepSpec
 
 _WHOLE = 16 << 20

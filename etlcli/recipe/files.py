@@ -28,6 +28,20 @@ def check_files(recipe: Recipe) -> None:
             )
 
 
+def check_log(recipe: Recipe) -> None:
+    """Raises UsageError when the file of the log is one of records."""
+    file = recipe.logging.file
+    if file is None:
+        return
+    others = [*_paths(recipe), *([_real(recipe, recipe.quarantine)] if recipe.quarantine else [])]
+    if _real(recipe, file) in others:
+        raise UsageError(
+            f"the log {file} is also a file that the run reads or writes",
+            where="logging",
+            hint="give it a file of its own",
+        )
+
+
 def _check_quarantine(recipe: Recipe) -> None:
     if not recipe.quarantines:
         return

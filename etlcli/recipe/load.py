@@ -16,15 +16,34 @@ from typing import Any
 from etlcli.core.edit import encode
 from etlcli.core.expressions import check_condition
 from etlcli.core.fields import parse_path
-from etlcli.core.params import Declared, parse_duration, parse_limit, parse_size, parse_workers
+from etlcli.core.params import (
+    Declared,
+    parse_count,
+    parse_duration,
+    parse_interval,
+    parse_limit,
+    parse_size,
+    parse_workers,
+)
 from etlcli.core.policy import THEN, ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, DEFAULT_QUEUE, Component
 from etlcli.errors import RecipeError, nearest
 from etlcli.formats.yaml12 import Node, YamlError, load
 from etlcli.io.inputs import read_whole
-from etlcli.observe.logs import LEVELS
+from etlcli.io.masking import names_secret, register
+from etlcli.observe.logs import FORMATS, LEVELS
 from etlcli.observe.metrics import MetricsSpec
-from etlcli.recipe.model import Branch, CheckpointSpec, Fallback, LineageSpec, OnError, Recipe, StepSpec, TracingSpec
+from etlcli.recipe.model import (
+    Branch,
+    CheckpointSpec,
+    Fallback,
+    LineageSpec,
+    LoggingSpec,
+    OnError,
+    Recipe,
+    StepSpec,
+    TracingSpec,
+)
 from etlcli.registry import COMPONENTS
 from etlcli.registry import load as load_target
 
@@ -52,6 +71,7 @@ _ELSEWHERE = {
     "max_errors": "the error budget is the run's: errors.max",
     "quarantine": "the quarantine is the run's: errors.quarantine",
     "log_level": "the level is the run's: logging.level",
+    "log_format": "the format is the run's: logging.format",
     "output": "the output is the sink's",
 }
 """Flags of a subcommand that are no options of a step."""
@@ -88,11 +108,10 @@ class _Loader:
         self._params = self._read_params(top.get("params"))
         errors = self._section(top.get("errors"), ("max", "quarantine"), "errors")
         runtime = self._section(top.get("runtime"), ("workers", "memory", "queue", "timeout"), "runtime")
-        logging = self._section(top.get("logging"), ("level",), "logging")
         name = self._text(top.get("name"), os.path.splitext(os.path.basename(self._path))[0])
         steps = self._steps(top.get("steps"))
         sink, branches = self._outlets(top)
-        return Recipe(
+        recipe = Recipe(
             name,
             self._component(top["source"], "source"),
             steps,
@@ -108,13 +127,14 @@ class _Loader:
             incremental=self._incremental(top["source"], top.get("checkpoint")),
             branches=branches,
             routed="route" in top,
-            log_level=self._level(logging.get("level")),
             metrics=self._optional(MetricsSpec, top, "metrics"),
             tracing=self._optional(TracingSpec, top, "tracing"),
             lineage=self._optional(LineageSpec, top, "lineage"),
             path=self._path,
             digest=digest.hexdigest(),
         )
+        ids = [spec.id for spec in recipe.specs] + [key for key in ("sinks", "route") if key in top]
+        return recipe._replace(logging=self._logging(top.get("logging"), ids))
 
     def _outlets(self, top: Mapping[str, Node]) -> tuple[StepSpec | None, tuple[Branch, ...]]:
         """The sink, or the branches to several."""
@@ -282,11 +302,25 @@ class _Loader:
             values[name] = value
         return values
 
-    def _level(self, node: Node | None) -> str:
-        level = self._text(node, "warning")
-        if node is not None and level not in LEVELS:
-            raise self._error(node, f"level must be one of {', '.join(LEVELS)}, not {level!r}")
-        return str(level)
+    def _logging(self, node: Node | None, ids: list[str]) -> LoggingSpec:
+        """`ids` are those of the recipe's steps."""
+        section = self._section(node, LoggingSpec._fields, "logging")
+        levels = self._section(section.get("per_step"), tuple(ids), "per_step, by the ids of steps,")
+        usual = LoggingSpec()
+        return LoggingSpec(
+            self._choice(section.get("level"), "level", LEVELS, usual.level),
+            self._choice(section.get("format"), "format", FORMATS, usual.format),
+            self._text(section.get("file"), None),
+            tuple((id, self._choice(level, f"the level of {id}", LEVELS, "")) for id, level in levels.items()),
+            self._parsed(section["sample"], parse_count, None) if "sample" in section else usual.sample,
+            self._parsed(section["every"], parse_interval, None) if "every" in section else usual.every,
+        )
+
+    def _choice(self, node: Node | None, what: str, choices: tuple[str, ...], default: str) -> str:
+        value = self._text(node, default)
+        if node is not None and value not in choices:
+            raise self._error(node, f"{what} must be one of {', '.join(choices)}, not {value!r}")
+        return str(value)
 
     # -- values -------------------------------------------------------------------------------------------------------
 
@@ -341,6 +375,8 @@ class _Loader:
         kind, _, name = reference.partition(".")
         if kind == "env":
             if name in os.environ:
+                if names_secret(name):
+                    register(os.environ[name])
                 return os.environ[name]
             raise self._error(node, f"the environment variable {name} is not set")
         if kind == "param":

@@ -8,6 +8,7 @@ from etlcli.core import params
 from etlcli.core.fields import Path
 from etlcli.core.policy import ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, DEFAULT_QUEUE
+from etlcli.observe.logs import EVERY, SAMPLE
 
 
 class Fallback(NamedTuple):
@@ -71,6 +72,19 @@ class LineageSpec(params.Declared):
             raise ValueError("file: lineage needs a file or a url, one of them")
 
 
+class LoggingSpec(NamedTuple):
+    level: str = "warning"
+    format: str = "auto"
+    file: str | None = None
+    """Where lines go instead of stderr."""
+    per_step: tuple[tuple[str, str], ...] = ()
+    """Levels by the ids of steps."""
+    sample: int = SAMPLE
+    """Of how many records an event and step show lines before they are only counted."""
+    every: float = EVERY
+    """Seconds between lines about progress, and about what repeats."""
+
+
 class Recipe(NamedTuple):
     name: str
     source: StepSpec
@@ -96,7 +110,6 @@ class Recipe(NamedTuple):
     branches: tuple[Branch, ...] = ()
     routed: bool = False
     """Whether a record goes to the first branch whose condition is true, instead of to all."""
-    log_level: str = "warning"
     metrics: Any = None
     """A `MetricsSpec`, where there are metrics."""
     tracing: Any = None
@@ -104,6 +117,7 @@ class Recipe(NamedTuple):
     lineage: Any = None
     path: str | None = None
     """Of the recipe's file; None for a subcommand."""
+    logging: LoggingSpec = LoggingSpec()
     digest: str | None = None
     """Of the recipe's text, for the quarantine; None for a subcommand."""
 

@@ -7,12 +7,13 @@ from typing import Any
 from etlcli.core.params import Option
 from etlcli.core.policy import THEN, Retry
 from etlcli.core.stage import Component
-from etlcli.observe.logs import LEVELS
+from etlcli.observe.logs import FORMATS, LEVELS
 from etlcli.observe.metrics import MetricsSpec
 from etlcli.recipe.model import LineageSpec, TracingSpec
 from etlcli.registry import COMPONENTS, load
 
 _NUMBER_OR_TEXT: Any = {"type": ["string", "integer"]}
+_LEVEL = {"enum": list(LEVELS)}
 _STEPS = {"$ref": "#/$defs/steps"}
 _REFERENCE = {"type": "string", "pattern": "\\$\\{[^}]*\\}"}
 
@@ -45,10 +46,14 @@ def recipe_schema() -> dict[str, Any]:
                 {"dir": {"type": "string"}, "every": _NUMBER_OR_TEXT, "keep": _NUMBER_OR_TEXT}, ["dir"]
             ),
             "errors": _object({"max": _NUMBER_OR_TEXT, "quarantine": {"type": "string"}}),
-            "logging": _object({"level": {"enum": list(LEVELS)}}),
             "metrics": _object(_values(MetricsSpec.options)),
             "tracing": _object(_values(TracingSpec.options)),
             "lineage": _object(_values(LineageSpec.options)),
+            "logging": _object(
+                {"level": _LEVEL, "format": {"enum": list(FORMATS)}, "file": {"type": "string"},
+                 "per_step": {"type": "object", "additionalProperties": _LEVEL},
+                 "sample": _NUMBER_OR_TEXT, "every": _NUMBER_OR_TEXT}
+            ),
         },
         "$defs": {
             "steps": {"type": "array", "items": _one_of("stage")},

@@ -222,7 +222,7 @@ that other commands read only with a larger --max-line."""
         """Once, that batches are smaller than was asked for."""
         if not limited and not self._told:
             self._told = True
-            self.ctx.log("warning", "batch_closed_by_memory", step=self.ctx.step, records=len(self._lines))
+            self.ctx.log("warning", "batch_closed_by_memory", records=len(self._lines))
 
     # -- windows ------------------------------------------------------------------------------------------------------
 

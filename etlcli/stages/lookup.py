@@ -30,7 +30,8 @@ from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import DataError, EtlError, UsageError, nearest
 from etlcli.formats import ReadOptions, format_of, records
 from etlcli.io.compression import opened
-from etlcli.io.inputs import STDIN, check_input, is_url, located, masked, open_input
+from etlcli.io.inputs import STDIN, check_input, is_url, located, open_input
+from etlcli.io.masking import masked
 from etlcli.state.store import RecentStore, Store
 
 if TYPE_CHECKING:

@@ -53,3 +53,10 @@ def test_json_stays_json(text: str) -> None:
     encoded = msgspec.json.encode({"a": text}).decode()
     assert msgspec.json.decode(safe_json(encoded)) == {"a": text}
     assert safe(safe_json(encoded), limit=1 << 20) == safe_json(encoded)
+
+
+@pytest.mark.parametrize("text", ["##[error]x", "a ###[group]", "##vso[task.setvariable]x", "##[##["])
+def test_no_command_to_a_runner_of_jobs(text: str) -> None:
+    for shown in (safe(text), safe_json(f'"{text}"')):
+        assert "##[" not in shown and "##vso[" not in shown
+    assert safe("# a ## b [c] ##") == "# a ## b [c] ##"
