@@ -36,6 +36,8 @@ _BINS = 96
 """The most values that a chart shows."""
 _SHOWN = 400
 """Characters of a record."""
+_EXAMPLES = 5
+"""Of a step and code."""
 _NAME = 48
 """Characters of a step's id."""
 _LINES = 40
@@ -281,7 +283,7 @@ def _rejects(last: Status) -> Markup:
 
 
 def _group(each: dict[str, Any]) -> Markup:
-    shown, number = each["examples"], each["count"]
+    shown, number = each["examples"][:_EXAMPLES], each["count"]
     title = [
         _step(each["step"]),
         " ",
