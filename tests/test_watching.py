@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import shutil
 import signal
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 from conftest import BIN, environment, run_etl
 from prometheus import until
+from terminal import Terminal
 
 LINES = [b'{"id":%d,  "n":%d.50}\n' % (number, number % 7) for number in range(4000)]
 HOSTILE = "x\x1b[31m[bold]\u202e"
@@ -284,26 +284,10 @@ def test_nothing_hostile_reaches_the_terminal(work: Work) -> None:
         assert "[bold]" in text
         assert "\x1b" not in text
         assert "\u202e" not in text
-    shown = _on_terminal(["top", str(process.pid), "--every", "50ms", "--count", "3"], work.env)
+    watching = Terminal("top", str(process.pid), "--every", "50ms", "--count", "3", env=work.env)
+    shown = watching.rest()
+    assert watching.process.wait(60) == 0
     assert b"[bold]" in shown
     assert b"\x1b[31m" not in shown
     assert "\u202e".encode() not in shown
     work.finish(process)
-
-
-def _on_terminal(args: list[str], env: dict[str, str]) -> bytes:
-    """What a program writes to a terminal."""
-    mine, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [BIN / "etl", *args], stdin=theirs, stdout=theirs, stderr=theirs, env={**env, "TERM": "xterm", "COLUMNS": "100"}
-    )
-    os.close(theirs)
-    shown = b""
-    try:
-        while block := os.read(mine, 65536):
-            shown += block
-    except OSError:  # the other side is closed
-        pass
-    os.close(mine)
-    assert process.wait(60) == 0, shown
-    return shown

@@ -31,15 +31,21 @@ class Progress(Observer):
     def __init__(self, lend: Callable[[Callable[[str], None] | None], None]) -> None:
         self._lend = lend
         self._over = Event()
+        self._rates = Rates()
+        self._thread: Thread | None = None
 
     def begin(self, look: Look) -> None:
         self._look = look
+
+    def running(self) -> None:
+        self._rates.add(self._look())
         self._thread = Thread(target=self._show, daemon=True)
         self._thread.start()
 
     def end(self, last: Status) -> None:
         self._over.set()
-        self._thread.join(_PATIENCE)
+        if self._thread:
+            self._thread.join(_PATIENCE)
 
     def _show(self) -> None:
         if self._over.wait(_DELAY):
@@ -70,27 +76,25 @@ class Progress(Observer):
             pass
 
     def _update(self, line: Any) -> None:
-        rates = Rates()
-        status = self._look()
-        task = line.add_task(safe(status.recipe), total=status.size, figures="")
+        task = line.add_task(safe(self._look().recipe), total=None, figures="")
         while True:
             status = self._look()
-            rates.add(status)
-            line.update(task, total=status.size, completed=status.read, figures=_figures(status, rates))
+            self._rates.add(status)
+            line.update(task, total=status.size, completed=status.read, figures=_figures(status, self._rates))
             line.refresh()
             if self._over.wait(_EVERY):
                 return
 
 
 def _figures(status: Status, rates: Rates) -> str:
-    read = figures.size(status.read)
-    parts = [
-        f"{read} of {figures.size(status.size)}" if status.size else read,
-        f"{figures.count(rates.records)} records/s",
-    ]
-    left = rates.left(status)
-    if left is not None:
-        parts.append(f"{figures.duration(left)} left")
+    read, left = figures.size(status.read), rates.left(status)
+    if status.size and status.read >= status.size:
+        written = sum(step.sent for step in status.steps if step.kind == "sink")
+        parts = [f"{figures.count(status.received)} records read", f"{figures.count(written)} written"]
+    else:
+        parts = [f"{read} of {figures.size(status.size)}" if status.size else read]
+        parts.append(f"{figures.count(rates.records)} records/s")
+        parts += [] if left is None else [f"{figures.duration(left)} left"]
     if status.queued:
         parts.append(f"queue {figures.percent(status.queued, status.queue)}")
     rejected = sum(sum(step.rejected.values()) for step in status.steps)
