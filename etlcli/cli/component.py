@@ -15,7 +15,7 @@ from etlcli.core.params import Declared, Option, format_backoff, format_size, pa
 from etlcli.core.policy import THEN, ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, Component
 from etlcli.engine.pipeline import Pipeline
-from etlcli.errors import EtlError, Interrupted, UsageError
+from etlcli.errors import EtlError, Interrupted, TimedOut, UsageError
 from etlcli.io.inputs import STDIN
 from etlcli.io.masking import hidden
 from etlcli.observe.logs import FORMATS, LEVELS, Log
@@ -170,18 +170,22 @@ def run_recipe(recipe: Recipe, *, log_level: str | None, log_format: str | None,
     pipeline = Pipeline(recipe, log, **start)
     try:
         pipeline.run()
-    except EtlError as error:
+    except BaseException as error:
         if log.in_file:  # on stderr it is said anyway
-            log("error", "run_failed", exit_code=error.exit_code, where=error.where or None, reason=error.message)
-        raise
-    except Interrupted as stop:
-        if log.in_file:
-            log("error", "run_failed", exit_code=128 + stop.signum, reason=f"stopped by signal {stop.signum}")
+            log("error", "run_failed", where=getattr(error, "where", None) or None, reason=_reason(error))
         raise
     finally:
         log.close()
         if stats:
             print_stats(pipeline)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, EtlError):
+        return error.message
+    if isinstance(error, Interrupted):
+        return f"stopped by signal {error.signum}"
+    return "it took too long" if isinstance(error, TimedOut) else f"internal error: {error!r}"
 
 
 def recipe_log(recipe: Recipe, level: str | None, format: str | None) -> Log:
