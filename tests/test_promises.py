@@ -20,6 +20,7 @@ from etlcli.core.policy import ErrorBudget
 from etlcli.core.stage import Prepared, Stage
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import LedgerError
+from etlcli.observe.logs import Log
 from etlcli.recipe.model import Recipe, StepSpec
 from etlcli.registry import COMPONENTS, Entry
 
@@ -75,7 +76,7 @@ def test_P1_a_lost_record_fails_the_run(tmp_path: Path, monkeypatch: pytest.Monk
         ErrorBudget(),
     )
     with pytest.raises(LedgerError, match="1 records unaccounted for") as caught:
-        Pipeline(recipe, lambda *args, **fields: None).run()
+        Pipeline(recipe, Log("error", "json")).run()
     assert caught.value.where == "loses"
     assert caught.value.exit_code == 70
     assert os.listdir(tmp_path) == ["in.ndjson"]

@@ -143,9 +143,10 @@ def watched(watch: Watch, observers: Sequence[Observer], log: Log) -> Iterator[N
         yield
     except BaseException as error:
         watch.state = FAILED
-        watch.exit_code, watch.error = _code_of(error), _message_of(error)
+        where, reason = getattr(error, "where", None) or None, _reason(error)
+        watch.exit_code, watch.error = _code_of(error), f"{where}: {reason}" if where else reason
         if log.in_file:  # on stderr it is said anyway
-            log("error", "run_failed", exit_code=watch.exit_code, reason=watch.error)
+            log("error", "run_failed", exit_code=watch.exit_code, where=where, reason=reason)
         raise
     else:
         watch.state, watch.exit_code = SUCCEEDED, 0
@@ -164,9 +165,9 @@ def _code_of(error: BaseException) -> int:
     return 128 + error.signum if isinstance(error, Interrupted) else EtlError.exit_code
 
 
-def _message_of(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, EtlError):
-        return f"{error.where}: {error.message}" if error.where else error.message
+        return error.message
     if isinstance(error, TimedOut):
-        return "the run took longer than its timeout"
-    return f"stopped by signal {error.signum}" if isinstance(error, Interrupted) else repr(error)
+        return "it took too long"
+    return f"stopped by signal {error.signum}" if isinstance(error, Interrupted) else f"internal error: {error!r}"

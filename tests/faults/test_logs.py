@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,21 @@ def test_a_failure_is_in_the_file_too(work: Path) -> None:
     )
     assert done.returncode == 1 and b"nothing was published" in done.stderr
     (failed,) = of(entries((work / "run.log").read_bytes()), "run_failed")
-    assert (failed["level"], failed["exit_code"]) == ("error", 1) and "cannot compare" in failed["reason"]
+    assert failed["level"] == "error" and "cannot compare" in failed["reason"]
+    assert failed["where"] == f"{work}/in.ndjson:3 (step check)"
+
+
+def test_a_run_that_is_stopped_says_so_in_the_file(work: Path) -> None:
+    os.mkfifo(work / "fifo")
+    path = recipe(work, {"format": "json", "file": "run.log"}, source={"uses": "read", "with": {"paths": ["fifo"]}})
+    assert run_etl("run", path, "--timeout", "2s").returncode == 75
+    running = subprocess.Popen([BIN / "etl", "run", path], env=environment())
+    with open(work / "fifo", "wb", buffering=0) as source:  # it has begun to read
+        source.write(GOOD)
+        running.terminate()
+        assert running.wait(60) == -signal.SIGTERM
+    failed = of(entries((work / "run.log").read_bytes()), "run_failed")
+    assert [entry["reason"] for entry in failed] == ["it took too long", "stopped by signal 15"]
 
 
 def test_per_step(work: Path) -> None:
@@ -110,6 +126,17 @@ def test_per_step(work: Path) -> None:
     # A level on the command line is that of all steps.
     done = run_etl("run", recipe(work, {"per_step": levels}), "--log-level", "error")
     assert done.stderr == b""
+
+
+def test_records_in_quarantine_can_be_asked_for(work: Path) -> None:
+    steps = [{"id": "check", "uses": "filter", "with": {"expr": "n >= 0"}, "on_error": {"then": "quarantine"}}]
+    logging = {"level": "error", "format": "json", "per_step": {"check": "debug"}}
+    done = run_etl("run", recipe(work, logging, steps=steps, errors={"quarantine": "q"}))
+    first, *_ = of(entries(done.stderr), "record_quarantined")
+    envelope = json.loads((work / "q").read_bytes().splitlines()[0])
+    assert {name: first[name] for name in envelope["origin"]} == envelope["origin"]
+    assert (first["run"], first["step"], first["code"]) == (envelope["run"], "check", "bad_type")
+    assert {entry["step"] for entry in entries(done.stderr)} == {"check"}
 
 
 def test_sample(work: Path) -> None:
@@ -241,12 +268,15 @@ def test_a_line_is_out_before_the_next_chunk_is_read(work: Path) -> None:
     )
     running = subprocess.Popen([BIN / "etl", "run", path], stderr=subprocess.PIPE, env=environment())
     assert running.stderr
+    deadline = threading.Timer(60, running.kill)  # else a line that never comes would be waited for
+    deadline.start()
     with open(work / "fifo", "wb", buffering=0) as source:
         for number in range(1, 4):  # nothing more comes before the line about this is there
             source.write(BAD)
             entry = json.loads(running.stderr.readline())
             assert (entry["event"], entry["step"], entry["line"]) == ("record_skipped", "check", number)
-    assert running.wait(60) == 0
+    assert running.wait() == 0
+    deadline.cancel()
     running.stderr.close()
 
 

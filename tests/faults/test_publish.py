@@ -15,6 +15,7 @@ from etlcli.cli.component import step
 from etlcli.core.policy import ErrorBudget
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import EtlError
+from etlcli.observe.logs import Log
 from etlcli.recipe.model import OnError, Recipe
 from etlcli.stages import sort
 from etlcli.testing.faults import errors, interrupts, kills
@@ -67,7 +68,7 @@ class Job:
             (self.out / name).write_bytes(b"k,pad\n9,z\n" if "csv" in way else OLD)
 
     def run(self) -> None:
-        Pipeline(self.recipe, lambda *args, **fields: None).run()
+        Pipeline(self.recipe, Log("error", "json")).run()
 
     def files(self) -> dict[str, bytes]:
         """All but the temporary ones."""
@@ -146,7 +147,7 @@ def quarantining(tmp_path: Path) -> Callable[[], None]:
         "q",
         base_dir=str(tmp_path),
     )
-    return lambda: Pipeline(recipe, lambda *args, **fields: None).run()
+    return lambda: Pipeline(recipe, Log("error", "json")).run()
 
 
 def envelopes(path: Path) -> tuple[list[Any], int]:

@@ -51,6 +51,7 @@ def test_start_progress_and_finish(tmp_path: Path) -> None:
     heart: Observer = Heartbeat(log, 0.001)
     run = Run(stop_after=3, size=5000)
     heart.begin(run.look)
+    heart.running()
     assert [(each["event"], each["step"], each["uses"], each["kind"]) for each in entries(tmp_path / "log")[:2]] == [
         ("step_started", "read", "read", "source"),
         ("step_started", "check", "validate", "stage"),
@@ -89,6 +90,7 @@ def test_levels_of_steps(tmp_path: Path) -> None:
     heart = Heartbeat(log, 0.001)
     run = Run(stop_after=3)
     heart.begin(run.look)
+    heart.running()
     assert run.seen.wait(60)
     heart.end(status(100.0, 1000))
     assert {each["step"] for each in entries(tmp_path / "log")} == {"check"}
@@ -99,6 +101,7 @@ def test_a_log_that_wants_nothing_of_it_costs_nothing(tmp_path: Path) -> None:
     heart = Heartbeat(log, 0.001)
     run = Run(stop_after=0)
     heart.begin(run.look)
+    heart.running()
     assert not [each for each in threading.enumerate() if each.name == "etl-heartbeat"]
     heart.end(status(100.0, 1000))
     assert run.looks == 1 and entries(tmp_path / "log") == []

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from etlcli.errors import EtlError
 from etlcli.formats.yaml12 import YamlError, load
 from etlcli.recipe.load import TOP, load_recipe
-from etlcli.recipe.model import CheckpointSpec
+from etlcli.recipe.model import CheckpointSpec, LoggingSpec
 from etlcli.recipe.schema import recipe_schema
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,3 +48,4 @@ def test_every_section_is_in_the_schema() -> None:
     properties = recipe_schema()["properties"]
     assert set(properties) == set(TOP)
     assert set(properties["checkpoint"]["properties"]) == set(CheckpointSpec._fields)
+    assert set(properties["logging"]["properties"]) == set(LoggingSpec._fields)
