@@ -92,9 +92,10 @@ def test_a_name_that_would_command_the_terminal(tmp_path: Path) -> None:
 def test_a_terminal_that_goes_away_or_changes_its_size_ends_nothing(tmp_path: Path) -> None:
     write(tmp_path)
     terminal = on_terminal(tmp_path)
-    terminal.read_until(b"records/s")
+    terminal.read_until(b"records read")
     terminal.resize(None, 20)
-    terminal.read_until(b"records")
+    terminal.shown = b""
+    terminal.read_until(b"\r")
     terminal.go_away()
     assert terminal.process.wait(60) == 0
     assert (tmp_path / "out.ndjson").read_bytes() == LINES
