@@ -20,7 +20,7 @@ from etlcli.errors import UsageError
 from etlcli.io.inputs import STDIN
 from etlcli.io.masking import hidden
 from etlcli.observe.logs import FORMATS, LEVELS, Log
-from etlcli.recipe.files import check_log
+from etlcli.recipe.files import check_beside
 from etlcli.recipe.model import Fallback, OnError, Recipe, StepSpec
 from etlcli.registry import COMPONENTS, load
 
@@ -191,7 +191,7 @@ def recipe_log(recipe: Recipe, wishes: Wishes) -> Log:
     """The log that a recipe asks for; a level given on the command line is that of all steps. Raises CannotCreateError,
     and UsageError when the log would go into a file of records."""
     spec, level = recipe.logging, wishes.level
-    check_log(recipe)
+    check_beside(recipe, wishes.report_paths)
     return Log(
         level or spec.level,
         wishes.format or spec.format,

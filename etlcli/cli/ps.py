@@ -69,14 +69,10 @@ def _summary(status: Status, rate: Rates) -> dict[str, Any]:
         "bytes_per_second": round(rate.bytes, 1),
         "bytes_left": None if status.size is None else max(0, status.size - status.read),
         "seconds_left": rate.left(status),
-        "rejected": rejected(status),
+        "rejected": status.rejected,
         "checkpoint_at": status.checkpoints[-1].at if status.checkpoints else None,
         "workers": status.workers,
     }
-
-
-def rejected(status: Status) -> int:
-    return sum(sum(step.rejected.values()) for step in status.steps)
 
 
 def _row(status: Status, rate: Rates) -> tuple[str, ...]:
@@ -91,7 +87,7 @@ def _row(status: Status, rate: Rates) -> tuple[str, ...]:
         figures.count(rate.records),
         figures.percent(status.read, status.size) if status.size else figures.size(status.read),
         "-" if left is None else figures.duration(left),
-        figures.count(rejected(status)),
+        figures.count(status.rejected),
         checkpoint,
         figures.duration(status.now - status.started),
     )

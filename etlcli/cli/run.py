@@ -20,7 +20,7 @@ from etlcli.errors import RecipeError, TimedOut, TryLaterError, UsageError
 from etlcli.io.masking import hidden, without_secrets
 from etlcli.io.terminal import safe
 from etlcli.observe.logs import Log
-from etlcli.recipe.files import check_log
+from etlcli.recipe.files import check_beside
 from etlcli.recipe.load import load_recipe
 from etlcli.recipe.model import Fallback, Recipe, StepSpec
 
@@ -83,7 +83,7 @@ def run(recipe: str, settings: tuple[str, ...], dry_run: bool, fresh: bool, resu
                     log("info", "run_skipped", recipe=resolved.name, reason="another run is going on")
                     log.close()
             return
-        check_log(resolved)
+        check_beside(resolved, wishes.report_paths)
         log = Log(wishes.level or resolved.logging.level, wishes.format or resolved.logging.format)
         Pipeline(resolved, log).check()
     except UsageError as error:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etlcli.cli.component import examples_text
-from etlcli.cli.ps import rejected
 from etlcli.core.params import parse_duration, parse_limit
 from etlcli.errors import ServiceUnreachableError, UsageError
 from etlcli.io.terminal import safe
@@ -94,7 +93,7 @@ def _run(status: Status, rates: Rates, before: Status) -> list[RenderableType]:
         f"{figures.duration(status.now - status.started)}",
     ]
     parts += [] if left is None else [f"{figures.duration(left)} left"]
-    parts += [f"rejected {figures.count(rejected(status))}"] if rejected(status) else []
+    parts += [f"rejected {figures.count(status.rejected)}"] if status.rejected else []
     if status.checkpoints:
         parts.append(f"checkpoint {figures.duration(status.now - status.checkpoints[-1].at)} ago")
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -31,6 +31,10 @@ class Wishes(NamedTuple):
     reports: tuple[str, ...] = ()
     """FORMAT=PATH each."""
 
+    @property
+    def report_paths(self) -> list[str]:
+        return [text.partition("=")[2] for text in self.reports]
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Wishes:
         """Of the values of `log_options` and `watch_options`, and of --report where there is one."""

@@ -64,7 +64,7 @@ class Heartbeat(Observer):
             bytes=status.read,
             of=status.size,
             records_per_second=round((status.received - received) / seconds, 1) if seconds > 0 else 0.0,
-            rejected=sum(sum(step.rejected.values()) for step in status.steps),
+            rejected=status.rejected,
         )
 
 

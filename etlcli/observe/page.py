@@ -12,20 +12,8 @@ from typing import Any
 
 from etlcli.core.effort import BUCKETS
 from etlcli.observe.chart import chart
-from etlcli.observe.markup import (
-    Markup,
-    count,
-    duration,
-    join,
-    moment,
-    percent,
-    plural,
-    short,
-    size,
-    tag,
-    text,
-    visible,
-)
+from etlcli.observe.figures import count, duration, moment, percent, plural, short, size
+from etlcli.observe.markup import Markup, join, tag, text, visible
 from etlcli.observe.picture import fit, picture
 from etlcli.observe.report import records, rejects
 from etlcli.observe.status import SUCCEEDED, Status, StepStatus

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from unicodedata import combining, east_asian_width
 
 from etlcli.io.terminal import safe
-from etlcli.observe.markup import Markup, count, duration, join, percent, tag
+from etlcli.observe.figures import count, duration, percent
+from etlcli.observe.markup import Markup, join, tag
 from etlcli.observe.status import StepStatus
 
 _PAGE = 1100

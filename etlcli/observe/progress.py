@@ -97,9 +97,8 @@ def _figures(status: Status, rates: Rates) -> str:
         parts += [] if left is None else [f"{figures.duration(left)} left"]
     if status.queued:
         parts.append(f"queue {figures.percent(status.queued, status.queue)}")
-    rejected = sum(sum(step.rejected.values()) for step in status.steps)
-    if rejected:
-        parts.append(f"{figures.count(rejected)} rejected")
+    if status.rejected:
+        parts.append(f"{figures.count(status.rejected)} rejected")
     return "  ".join(parts)
 
 

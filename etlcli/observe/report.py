@@ -70,8 +70,6 @@ class Report(Observer):
 
     def check(self) -> None:
         """Before the run: whether its files can be made. Raises UsageError and CannotCreateError."""
-        if len({os.path.realpath(path) for path in self._targets.values()}) < len(self._targets):
-            raise UsageError("both reports would be the same file", hint="give each a file of its own")
         for path in self.paths.values():
             if is_url(path):
                 raise UsageError(f"cannot write to {masked(path)}", hint="write to a file, and send that")
@@ -166,7 +164,7 @@ def records(last: Status) -> dict[str, int]:
     return {
         "read": last.received,
         "written": sum(step.sent for step in last.steps if step.kind == "sink"),
-        "rejected": sum(sum(step.rejected.values()) for step in last.steps),
+        "rejected": last.rejected,
         "discarded": sum(discarded.values()) - discarded.get("blank", 0) - discarded.get(ABANDONED, 0),
         "abandoned": discarded.get(ABANDONED, 0),
     }

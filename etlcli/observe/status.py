@@ -105,6 +105,11 @@ class Status(msgspec.Struct, kw_only=True):
     rejects: list[Example] = []
     """The first few of each step and code."""
 
+    @property
+    def rejected(self) -> int:
+        """Records that any step has rejected."""
+        return sum(sum(step.rejected.values()) for step in self.steps)
+
 
 Look = Callable[[], Status]
 

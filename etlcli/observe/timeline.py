@@ -41,7 +41,7 @@ class Timeline:
                 status.received,
                 status.read,
                 status.queued,
-                sum(sum(step.rejected.values()) for step in status.steps),
+                status.rejected,
                 {step.id: step.sent for step in status.steps},
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from glob import glob
 
 from etlcli.errors import UsageError
@@ -28,18 +28,24 @@ def check_files(recipe: Recipe) -> None:
             )
 
 
-def check_log(recipe: Recipe) -> None:
-    """Raises UsageError when the file of the log is one of records."""
-    file = recipe.logging.file
-    if file is None:
-        return
-    others = [*_paths(recipe), *([_real(recipe, recipe.quarantine)] if recipe.quarantine else [])]
-    if _real(recipe, file) in others:
-        raise UsageError(
-            f"the log {file} is also a file that the run reads or writes",
-            where="logging",
-            hint="give it a file of its own",
-        )
+def check_beside(recipe: Recipe, reports: Sequence[str] = ()) -> None:
+    """Raises UsageError when what is written beside the records (the log, metrics, lineage, and `reports`, whose paths are
+    seen from here) would be one of their files, or two of them the same."""
+    named = [("logging", "log", recipe.logging.file)]
+    named += [("metrics", "text file", recipe.metrics and recipe.metrics.textfile)]
+    named += [("lineage", "lineage", recipe.lineage and recipe.lineage.file)]
+    files = [(where, f"{what} {path}", _real(recipe, path)) for where, what, path in named if path]
+    files += [("--report", f"report {path}", os.path.realpath(path)) for path in reports]
+    taken = {*_paths(recipe), *([_real(recipe, recipe.quarantine)] if recipe.quarantine else [])} if files else set()
+    for where, what, file in files:
+        if file in taken:
+            raise UsageError(
+                f"the {what} is also a file that the run reads or writes",
+                where=where,
+                hint="give it a file of its own",
+            )
+        if os.path.isfile(file) or not os.path.exists(file):  # a device takes anything
+            taken.add(file)
 
 
 def _check_quarantine(recipe: Recipe) -> None:
