@@ -47,7 +47,7 @@ class Courier:
         if self._thread.is_alive():
             self._failures[f"no answer in {self._patience:g} s"] = None
         for reason in list(self._failures):
-            self._log("warning", f"{self._what}_not_sent", to=self._where, reason=reason)
+            self._log("warning", "not_sent", what=self._what, to=self._where, reason=reason)
         self._thread = None
 
     def _work(self) -> None:

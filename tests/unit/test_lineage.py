@@ -82,7 +82,7 @@ def test_events_go_to_a_server_in_order(path: str, endpoint: str) -> None:
 def test_a_server_that_refuses_is_a_warning_without_credentials() -> None:
     with collector(403) as (url, _):
         warnings = observed(status(), url=url.replace("//", "//u:geheim@") + "/in?token=geheim")
-    assert [event for event, _ in warnings] == ["lineage_not_sent"]
+    assert [event for event, _ in warnings] == ["not_sent"]
     assert warnings[0][1]["reason"] == "the server says 403"
     assert "geheim" not in repr(warnings) and "***@" in warnings[0][1]["to"]
 
@@ -108,7 +108,7 @@ def test_nothing_but_the_warning_is_on_standard_error() -> None:
     env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=90)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b"lineage_not_sent" in done.stdout and b"ConnectionError" in done.stdout and b"geheim" not in done.stdout
+    assert b"not_sent" in done.stdout and b"ConnectionError" in done.stdout and b"geheim" not in done.stdout
 
 
 def test_a_server_that_does_not_answer_costs_a_bounded_time() -> None:
@@ -119,7 +119,7 @@ def test_a_server_that_does_not_answer_costs_a_bounded_time() -> None:
 
 def test_a_file_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     ((event, fields),) = observed(status(), file=str(tmp_path / "none" / "lineage.ndjson"))
-    assert event == "lineage_not_sent" and fields["reason"] == "No such file or directory"
+    assert event == "not_sent" and fields["reason"] == "No such file or directory"
 
 
 def test_a_url_that_is_none() -> None:

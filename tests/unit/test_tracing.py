@@ -139,7 +139,7 @@ def test_a_collector_that_refuses_is_a_warning(monkeypatch: pytest.MonkeyPatch) 
     with collector(400) as (url, _):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
         ((event, fields),) = _from_environment(status())
-    assert event == "spans_not_sent" and "collector" in fields["to"]
+    assert event == "not_sent" and "collector" in fields["to"]
 
 
 def test_a_collector_that_does_not_answer_costs_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
