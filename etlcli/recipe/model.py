@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etlcli.core.fields import Path
 from etlcli.core.policy import ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, DEFAULT_QUEUE
+
+if TYPE_CHECKING:
+    from etlcli.observe.metrics import CustomSpec
 
 
 class Fallback(NamedTuple):
@@ -84,6 +87,8 @@ class Recipe(NamedTuple):
     log_level: str = "warning"
     metrics: Any = None
     """A `MetricsSpec`, where there are metrics."""
+    custom: tuple[CustomSpec, ...] = ()
+    """Metrics that the recipe declares."""
     path: str | None = None
     """Of the recipe's file; None for a subcommand."""
     digest: str | None = None
