@@ -198,8 +198,8 @@ def test_no_counter_goes_back_behind_a_checkpoint(work: Work) -> None:
 
     def status(value: float, count: int, falls: bool) -> Status:
         metrics = [
-            CustomMetric(name="a_total", type="counter", help="A.", step="s", labels=["l"],
-                         series=[CustomSeries(["x\0y"], value), CustomSeries(["x"], 1)]),
+            CustomMetric(name="a_total", type="counter", help="A.", step="s", labels=["l", "m"],
+                         series=[CustomSeries(["x\0", "y"], value), CustomSeries(["x", "\0y"], 1)]),
             CustomMetric(name="h", type="histogram", help="H.", step="s", bounds=[1.0], skipped=count,
                          series=[CustomSeries([], value, [count, 0], falls)]),
             CustomMetric(name="g", type="gauge", help="G.", step="s", series=[CustomSeries([], value)]),
@@ -217,13 +217,14 @@ def test_no_counter_goes_back_behind_a_checkpoint(work: Work) -> None:
         registry = CollectorRegistry()
         registry.register(Collector(partial(status_is, current), shown))
         values.append([
-            registry.get_sample_value("a_total", {"recipe": "r", "l": "x\0y"}),
+            registry.get_sample_value("a_total", {"recipe": "r", "l": "x\0", "m": "y"}),
+            registry.get_sample_value("a_total", {"recipe": "r", "l": "x", "m": "\0y"}),
             registry.get_sample_value("h_bucket", {"recipe": "r", "le": "1.0"}),
             registry.get_sample_value("h_sum", {"recipe": "r"}),
             registry.get_sample_value("g", {"recipe": "r"}),
             registry.get_sample_value("etl_custom_skipped_total", {"recipe": "r", "metric": "h"}),
         ])  # fmt: skip
-    assert values == [[5, 3, 5, 5, 3], [5, 3, 5, 2, 3], [5, 3, 2, 2, 3]]
+    assert values == [[5, 1, 3, 5, 5, 3], [5, 1, 3, 5, 2, 3], [5, 1, 3, 2, 2, 3]]
 
 
 def test_a_failed_run_shows_what_it_has_seen(work: Work) -> None:
