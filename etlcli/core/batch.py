@@ -374,6 +374,12 @@ class Batch:
         given = dict(zip(paths, self.columns(paths), strict=True)) if paths and self.count else None
         return self._dressed(b"", given)
 
+    def columns_only(self, paths: tuple[Path, ...]) -> Batch:
+        """How many records there are and the values of these paths, to be counted in another process: no bytes, and no
+        places."""
+        columns = self.columns(paths) if paths and self.count else []
+        return Batch(self.count, chunk=b"", given=dict(zip(paths, columns, strict=False)))
+
     def clothed(self, chunk: bytes) -> Batch:
         """A bare batch with its bytes."""
         return self._dressed(chunk, self._given)

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, cast, overload
 from etlcli.core.edit import encode, open_object
 
 MAX_WORKERS = 256
+_HUGE = 1.7e308
 _SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3, "m": 1 << 20, "mib": 1 << 20, "mb": 10**6,
                "g": 1 << 30, "gib": 1 << 30, "gb": 10**9, "t": 1 << 40, "tib": 1 << 40, "tb": 10**12}  # fmt: skip
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -221,8 +222,19 @@ def backoff(help: str, *, default: str) -> tuple[float, float]:
     return cast("tuple[float, float]", Option("backoff", help, default=parse_backoff(default), metavar="DUR..DUR"))
 
 
-def choice(choices: tuple[str, ...], help: str, *, default: str | None = None) -> str:
-    return cast(str, Option("choice", help, default=default, choices=choices, metavar="|".join(choices)))
+def choice(choices: tuple[str, ...], help: str, *, default: str | None = None, required: bool = False) -> str:
+    option = Option("choice", help, default=default, required=required, choices=choices, metavar="|".join(choices))
+    return cast(str, option)
+
+
+def numbers(help: str) -> tuple[float, ...]:
+    """Finite numbers that rise; in a recipe only."""
+    return cast("tuple[float, ...]", Option("numbers", help, default=()))
+
+
+def mapping(help: str) -> dict[str, Any]:
+    """Names and what they stand for; in a recipe only."""
+    return cast("dict[str, Any]", Option("mapping", help, default={}))
 
 
 def parse_size(value: Any) -> int:
@@ -362,6 +374,25 @@ def _parse_choice(option: Option, value: Any) -> str:
     return cast(str, value)
 
 
+def _parse_numbers(option: Option, value: Any) -> tuple[float, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"expected a list of numbers, not {value!r}")
+    found: list[float] = []
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, int | float) or not -_HUGE < item < _HUGE:
+            raise ValueError(f"expected a number, not {item!r}")
+        if found and float(item) <= found[-1]:
+            raise ValueError(f"the numbers must rise: {item!r} comes after {found[-1]:g}")
+        found.append(float(item))
+    return tuple(found)
+
+
+def _parse_mapping(option: Option, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a mapping, not {value!r}")
+    return value
+
+
 _PARSERS = {
     "text": _parse_filled,
     "path": _parse_filled,
@@ -376,6 +407,8 @@ _PARSERS = {
     "duration": lambda option, value: parse_duration(value),
     "backoff": lambda option, value: parse_backoff(value),
     "choice": _parse_choice,
+    "numbers": _parse_numbers,
+    "mapping": _parse_mapping,
 }
 
 _LIST = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
@@ -393,4 +426,6 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "duration": {"type": ["string", "number"]},
     "backoff": {"type": ["string", "number"]},
     "choice": {"type": "string"},
+    "numbers": {"type": "array", "items": {"type": "number"}, "minItems": 1},
+    "mapping": {"type": "object", "additionalProperties": {"type": "string"}},
 }

@@ -37,10 +37,11 @@ class Head:
     """`steps` are those that hold no state, and the first that does."""
 
     def __init__(self, source: SourceStep, steps: Sequence[StageStep], behind: tuple[Path, ...] = ()) -> None:
-        """`behind` are fields that steps behind the head read of the records as they leave it."""
+        """`behind` are fields that are read, or measured, of the records as they leave the head."""
         self._source = source
         self._steps = steps
         self._behind = behind
+        self._measured = [step.measured if step.meters else None for step in (source, *steps)]
 
     # -- in any process -----------------------------------------------------------------------------------------------
 
@@ -90,17 +91,21 @@ class Head:
 
     def packed(self, worked: Worked, wanted: frozenset[int] = frozenset()) -> tuple[Worked, bytes]:
         """To be sent: without what the coordinator has no use for, or can work out when somebody asks, but what is wanted;
-        and the bytes of the last batch, which are most of it."""
+        and the bytes of the last batch, which are most of it. Where there are meters, what they look at goes along."""
         last = len(worked.prepared) - 1
         kept = {last, last - 1, *wanted} if last and self._steps[last - 1].heals else {last, *wanted}
         packed = []
         for at, prepared in enumerate(worked.prepared):
             for reject in prepared.rejects:
                 reject.leave_unexplained()
-            packed.append(prepared if at in kept else prepared._replace(batch=_NOTHING))
+            packed.append(prepared if at in kept else prepared._replace(batch=self._for_meters(at, prepared.batch)))
         batch = packed[last].batch
         packed[last] = packed[last]._replace(batch=batch.bare(self._behind))
         return worked._replace(prepared=packed), batch.chunk
+
+    def _for_meters(self, at: int, batch: Batch) -> Batch:
+        measured = self._measured[at]
+        return _NOTHING if measured is None else batch.columns_only(measured)
 
     @staticmethod
     def unpacked(worked: Worked, chunk: bytes) -> Worked:

@@ -57,6 +57,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What the work took, of the same steps as `counts`."""
     elsewhere: bool = False
     """Whether a sink keeps its own count of what it has, so that there is no going back to an earlier checkpoint."""
+    custom: dict[str, State] = {}
+    """What the recipe's metrics know, by their names."""
 
     @property
     def complete(self) -> bool:

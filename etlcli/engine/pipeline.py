@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etlcli.core.batch import Batch, Reject
@@ -23,6 +24,7 @@ from etlcli.core.policy import Handler, Policy
 from etlcli.core.stage import PART, Context, Sink, Source, Stage, State
 from etlcli.engine.drain import Drain
 from etlcli.engine.head import Head, Worked
+from etlcli.engine.metering import Metering
 from etlcli.engine.outlet import Fork, Outlet, Route
 from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep, Step
@@ -65,6 +67,7 @@ class Pipeline:
         self.watch = Watch(recipe, self.ledger, self.run_id, self._started)
         self._log = log
         self._log_about()
+        self._metering = Metering(recipe, self._started, None, log)
         self._findings = 0
         self._checking = False
         self._quarantine: Quarantine | None = None
@@ -83,6 +86,9 @@ class Pipeline:
         check_files(self.recipe)
         with ExitStack() as resources:
             before = self._resume(resources)
+            if before:
+                self._metering = Metering(self.recipe, self._started, before.custom, self._log)
+            self.watch.custom = self._metering.status
             if self.recipe.quarantines:
                 from etlcli.engine.quarantine import Quarantine
 
@@ -124,8 +130,7 @@ class Pipeline:
         """All records, from the source to the sinks."""
         source, trunk, outlet = plan
         length = self._head_length(trunk)
-        behind = trunk[length:] if not length or _passes_on(trunk[length - 1]) else ()
-        head = Head(source, trunk[:length], _shared_reads(behind))
+        head = Head(source, trunk[:length], _behind(source, trunk, length))
         here = self.ledger.steps[length if length and not trunk[length - 1].is_pure else length + 1]
         worked = self._worked(source, head, here, resources)
         if self._keeper:
@@ -206,6 +211,7 @@ class Pipeline:
             "quarantine": self._quarantine.position() if self._quarantine else None,
             "counts": self.ledger.as_list(),
             "efforts": self.ledger.efforts(),
+            "custom": self._metering.snapshot(),
             "findings": self._findings,
             "elsewhere": any(find("sink", spec.uses).elsewhere for spec in self.recipe.sinks),
         }
@@ -342,7 +348,9 @@ class Pipeline:
         context = self._context(spec, count, policy, resources)
         state = self._state("sink", spec.id)
         sink: Sink = Nowhere({}, context) if nowhere else self._component("sink", spec, context, state)
-        return SinkStep(sink, spec.on_error, count, policy, self._fallback(spec, context))
+        step = SinkStep(sink, spec.on_error, count, policy, self._fallback(spec, context))
+        step.meters = self._metering.at(spec.id)
+        return step
 
     def _source(
         self, count: StepCount, stages: Sequence[StageStep], resources: ExitStack, beyond: Sequence[StageStep] = ()
@@ -351,10 +359,13 @@ class Pipeline:
         spec = self.recipe.source
         # A run that only reports says of every bad line what is wrong, rather than stop at the first.
         policy = self._policy("report" if spec.on_error.then == "fail" and _reporting(stages) else spec.on_error.then)
-        reads, due = _shared_reads(stages), lambda: _soonest((*stages, *beyond))
-        context = self._context(spec, count, policy, resources, reads=reads, due=due)
+        meters = self._metering.at(spec.id)
+        reads = _union(_shared_reads(stages), *(meter.paths for meter in meters))
+        context = self._context(spec, count, policy, resources, reads=reads, due=lambda: _soonest((*stages, *beyond)))
         source: Source = self._component("source", spec, context, self._state("source"))
-        return SourceStep(source, spec.on_error, count, policy, self._fallback(spec, context))
+        step = SourceStep(source, spec.on_error, count, policy, self._fallback(spec, context))
+        step.meters = meters
+        return step
 
     def _stages(self, specs: Sequence[StepSpec], above: StepCount, resources: ExitStack) -> list[StageStep]:
         """Stages one after another. Those of the recipe that hold their whole input share the memory."""
@@ -368,6 +379,7 @@ class Pipeline:
             stage: Stage = self._component("stage", spec, context, self._state("stage", spec.id))
             policy = self._policy("report") if stage.reports else policy
             steps.append(StageStep(stage, spec.on_error, count, policy, self._fallback(spec, context)))
+            steps[-1].meters = self._metering.at(spec.id)
         return steps
 
     def _fallback(self, spec: StepSpec, ctx: Context) -> list[Stage]:
@@ -507,14 +519,28 @@ def _soonest(stages: Sequence[StageStep]) -> float | None:
 
 
 def _shared_reads(stages: Sequence[StageStep]) -> tuple[Path, ...]:
-    """The fields that steps read of the records as they come to the first: up to the one that makes others of them, or
-    another order."""
-    paths: dict[Path, None] = {}
+    """The fields that steps read, or meters look at, of the records as they come to the first: up to the one that makes
+    others of them, or another order."""
+    paths: list[Path] = []
     for step in stages:
-        paths.update(dict.fromkeys(step.component.reads()))
+        paths += step.component.reads()
         if not _passes_on(step):
             break
-    return tuple(paths)
+        paths += step.measured
+    return _union(paths)
+
+
+def _behind(source: SourceStep, trunk: Sequence[StageStep], length: int) -> tuple[Path, ...]:
+    """The fields that are read, or measured, of the records as they leave a head of so many steps."""
+    if not length:
+        return _union(source.measured, _shared_reads(trunk))
+    last = trunk[length - 1]
+    measured = last.measured if last.is_pure or _passes_on(last) else ()
+    return _union(measured, _shared_reads(trunk[length:]) if _passes_on(last) else ())
+
+
+def _union(*paths: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(chain(*paths)))
 
 
 def _passes_on(step: StageStep) -> bool:

@@ -110,6 +110,7 @@ class Replay(Pipeline):
             budget=ErrorBudget(),
             quarantine=None,
             checkpoint=None,
+            custom=(),
         )
         super().__init__(again, log)
         self._file = quarantine

@@ -12,6 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from etlcli.core.batch import Batch, Reject
+from etlcli.core.fields import Path
 from etlcli.core.ledger import StepCount
 from etlcli.core.policy import Policy
 from etlcli.core.stage import Prepared, Sink, Source, Stage, Timed
@@ -19,6 +20,7 @@ from etlcli.engine.recovery import Outcome, Recovery
 from etlcli.recipe.model import OnError
 
 if TYPE_CHECKING:
+    from etlcli.core.meters import Meter
     from etlcli.observe.control import Tap
 
 _TICK = Batch.of_lines([])
@@ -36,6 +38,8 @@ class Step:
         self.count = count
         self.taps: dict[str, list[Tap]] = {"in": [], "out": []}
         """Who wants to see what comes in, and what goes out."""
+        self.meters: Sequence[Meter] = ()
+        """They see all that goes out; at a sink, what comes in."""
         self._policy = policy
         self._fallback = fallback
         self._recovery: Recovery | None = None
@@ -100,13 +104,23 @@ class Step:
         effort.took(prepared + effort.spent() - before)
 
     def show(self, side: str, batch: Batch) -> None:
-        """To whoever wants to see it."""
-        for tap in list(self.taps[side]) if batch.count else ():
+        """To whoever wants to see it. Of a batch that has come without its lines there is nothing to see."""
+        for tap in list(self.taps[side]) if batch.size else ():
             tap.put(batch)
+
+    @property
+    def measured(self) -> tuple[Path, ...]:
+        """The fields that its meters look at."""
+        return tuple(dict.fromkeys(path for meter in self.meters for path in meter.paths))
+
+    def measure(self, batch: Batch) -> None:
+        for meter in self.meters:
+            meter.see(batch)
 
     def pass_on(self, prepared: Prepared, received: int, passed: int, size: int) -> None:
         """Counts a part that another process has taken through this step, which has nothing to heal in it."""
         self.show("out", prepared.batch)
+        self.measure(prepared.batch)
         self.count.received += received
         self._policy.reject(self.count, prepared.rejects)
         self.count.discarded.update(prepared.discards or {})
@@ -125,6 +139,7 @@ class Step:
                 self.count.sent += batch.count
                 self.count.effort.bytes_out += batch.size
                 self.show("out", batch)
+                self.measure(batch)
                 yield batch
 
 
@@ -234,6 +249,7 @@ class SinkStep(Step):
         self.show("in", batch)
         before = effort.spent()
         with effort.clock.during(effort.at_work):
+            self.measure(batch)
             self._write(batch)
         effort.took(effort.spent() - before)
 

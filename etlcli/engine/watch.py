@@ -14,7 +14,7 @@ from etlcli.core.ledger import Ledger, StepCount
 from etlcli.engine.step import Step
 from etlcli.errors import UsageError, nearest
 from etlcli.io.masking import masked
-from etlcli.observe.status import RUNNING, STARTING, CheckpointMark, Example, Status, StepStatus
+from etlcli.observe.status import RUNNING, STARTING, CheckpointMark, CustomMetric, Example, Status, StepStatus
 from etlcli.recipe.model import Recipe, StepSpec
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class Watch:
         """Each tells how many bytes wait in a queue."""
         self.steps: Sequence[Step] = ()
         """Once they are built."""
+        self.custom: Callable[[], list[CustomMetric]] = list
+        """The recipe's metrics."""
         self.exit_code: int | None = None
         self.error: str | None = None
         self._recipe = recipe
@@ -110,6 +112,7 @@ class Watch:
             checkpoints=list(self._checkpoints),
             checkpoint_every=checkpoint.every if checkpoint else None,
             rejects=list(self._examples),
+            custom=self.custom(),
         )
 
 

@@ -1,7 +1,8 @@
 """What Prometheus gets to see of a run, through three doors: a Pushgateway, a text file, an endpoint to scrape.
 
 All series are made from a `Status` when somebody asks for them; while nobody does they cost nothing. Every series has the
-label `recipe`, most have `step`; no label comes from data. Names and units are those that Prometheus recommends
+label `recipe`, most have `step`. Labels come from data only in metrics that the recipe declares (`CustomSpec`), and no more
+of them than it says. Names and units are those that Prometheus recommends
 (https://prometheus.io/docs/practices/naming/).
 
 Nothing that goes wrong here fails a run: it is said once, in the log, and again when it has healed.
@@ -21,7 +22,7 @@ from etlcli.core.effort import BUCKETS
 from etlcli.core.params import Declared
 from etlcli.errors import EtlError
 from etlcli.observe.periodic import Periodic
-from etlcli.observe.status import STARTING, SUCCEEDED, Look, Observer, Status, StepStatus
+from etlcli.observe.status import STARTING, SUCCEEDED, CustomMetric, CustomSeries, Look, Observer, Status, StepStatus
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -48,6 +49,82 @@ class MetricsSpec(Declared):
                 raise ValueError(f"{name}: {error}") from None
         if not (self.pushgateway or self.textfile or self.listen):
             raise ValueError("metrics needs one of pushgateway, textfile and listen")
+
+
+_TYPES = ("counter", "gauge", "histogram")
+_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_ENDINGS = ("_total", "_bucket", "_sum", "_count", "_created", "_info")
+_TAKEN = ("recipe", "step", "job", "le", "quantile")
+"""Labels that the program, a Pushgateway or Prometheus gives a meaning."""
+
+
+class CustomSpec(Declared):
+    """A metric that a recipe declares: what is observed of the records that leave a step."""
+
+    name = params.text("Its name; a counter's ends in _total.", required=True)
+    type = params.choice(
+        _TYPES, "What becomes of the values: their sum, the last, or how many lie where.", required=True
+    )
+    help = params.text("What it says, for whoever meets it in Prometheus.", default="A metric of the recipe.")
+    step = params.text("The step whose output is looked at; of a sink its input. By default all that leaves the steps.")
+    value = params.text("Expression for what is observed; a counter's is 1 by default.", metavar="EXPR")
+    when = params.text("Condition of the records that are observed.", metavar="EXPR")
+    labels = params.mapping("Expressions for the values of labels.")
+    max_labels = params.integer(
+        "Combinations of label values; what is beyond them counts as other.", default=100, minimum=1
+    )
+    buckets = params.numbers("Upper bounds of a histogram's buckets, which rise.")
+
+    def verify(self) -> None:
+        from etlcli.core.expressions import Expression, check_condition
+
+        self._verify_name()
+        if not self.value and self.type != "counter":
+            raise ValueError(f"value: a {self.type} needs one")
+        if self.type == "histogram" and not self.buckets:
+            raise ValueError("buckets: a histogram needs them, for example [0.1, 1, 10]")
+        if self.type != "histogram" and self.buckets:
+            raise ValueError(f"buckets: a {self.type} has none")
+        _verify("value", Expression, self.value)
+        _verify("when", check_condition, self.when)
+        for label, text in self.labels.items():
+            place = f"labels.{label}"
+            if not _NAME.fullmatch(label) or label.startswith("__"):
+                raise ValueError(f"{place}: a label's name has only letters, digits and _, and does not begin with __")
+            if label in _TAKEN:
+                raise ValueError(f"{place}: the label {label} has a meaning of its own")
+            if not isinstance(text, str):
+                raise ValueError(f"{place}: expected an expression, as text, not {text!r}")
+            _verify(place, Expression, text)
+
+    def _verify_name(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"name: {self.name!r} is no name for a metric: letters, digits and _, no digit first")
+        if self.name.startswith("etl_"):
+            raise ValueError("name: those that begin with etl_ are the program's own")
+        if self.type == "counter":
+            if not self.name.removesuffix("_total") or not self.name.endswith("_total"):
+                raise ValueError(f"name: a counter's ends in _total, for example {self.name.strip('_')}_total")
+        elif self.name.endswith(_ENDINGS):
+            raise ValueError(
+                f"name: no {self.type}'s ends in {', '.join(_ENDINGS)}: to Prometheus it is something else"
+            )
+
+    def series(self) -> tuple[str, ...]:
+        """The names of all that comes of it, in any format: no other metric can have one of them."""
+        if self.type == "counter":
+            stem = self.name.removesuffix("_total")
+            return self.name, stem, f"{stem}_created"
+        more = ("_bucket", "_sum", "_count", "_created") if self.type == "histogram" else ()
+        return self.name, *(self.name + ending for ending in more)
+
+
+def _verify(place: str, check: Callable[[str], Any], text: str | None) -> None:
+    try:
+        if text is not None:
+            check(text)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
 
 
 _COUNTERS: tuple[tuple[str, str, tuple[str, ...], Callable[[StepStatus], Iterable[tuple[str, float]]]], ...] = (
@@ -85,7 +162,7 @@ class Collector:
             if status.state != STARTING:  # until then a checkpoint may be found, and which run this is with it
                 if status.run != self._run:
                     self._run, self._floor = status.run, self._read(status.run)
-                families += [*self._counters(status), self._histogram(status)]
+                families += [*self._counters(status), self._histogram(status), *self._custom(status)]
                 self._write(status.run)
         yield from families
 
@@ -113,8 +190,71 @@ class Collector:
             family.add_metric(labels, buckets=buckets, sum_value=self._risen(name, labels, step.seconds))
         return family
 
+    def _custom(self, status: Status) -> Iterator[Metric]:
+        """What the recipe declares, and what was skipped of it."""
+        from prometheus_client.core import CounterMetricFamily
+
+        if not status.custom:
+            return
+        make = {"counter": self._custom_counter, "gauge": self._custom_gauge, "histogram": self._custom_histogram}
+        skipped = CounterMetricFamily(
+            "etl_custom_skipped", "Records of which a metric of the recipe has no value.", labels=("recipe", "metric")
+        )
+        for metric in status.custom:
+            labels = (status.recipe, metric.name)
+            skipped.add_metric(labels, self._risen("etl_custom_skipped", labels, metric.skipped))
+            yield make[metric.type](status.recipe, metric)
+        yield skipped
+
+    def _custom_counter(self, recipe: str, metric: CustomMetric) -> Metric:
+        from prometheus_client.core import CounterMetricFamily
+
+        family = CounterMetricFamily(metric.name, metric.help, labels=("recipe", *metric.labels))
+        for each in metric.series:
+            labels = (recipe, *each.labels)
+            family.add_metric(labels, self._risen(metric.name, labels, each.value))
+        return family
+
+    def _custom_gauge(self, recipe: str, metric: CustomMetric) -> Metric:
+        from prometheus_client.core import GaugeMetricFamily
+
+        family = GaugeMetricFamily(metric.name, metric.help, labels=("recipe", *metric.labels))
+        for each in metric.series:
+            family.add_metric((recipe, *each.labels), each.value)
+        return family
+
+    def _custom_histogram(self, recipe: str, metric: CustomMetric) -> Metric:
+        from prometheus_client.core import HistogramMetricFamily
+
+        # Sample by sample: of a histogram with bounds below 0 the library shows neither sum nor count.
+        family = HistogramMetricFamily(metric.name, metric.help)
+        for each in metric.series:
+            values = (recipe, *each.labels)
+            labels = dict(zip(("recipe", *metric.labels), values, strict=True))
+            count = 0.0
+            for end, count in self._heaped(metric.name, values, metric.bounds, each.buckets):
+                family.add_sample(f"{metric.name}_bucket", {**labels, "le": end}, count)
+            family.add_sample(f"{metric.name}_count", labels, count)
+            family.add_sample(f"{metric.name}_sum", labels, self._sum(metric.name, values, each))
+        return family
+
+    def _heaped(
+        self, name: str, labels: tuple[str, ...], bounds: Iterable[float], buckets: Iterable[int]
+    ) -> Iterator[tuple[str, float]]:
+        """The buckets as they are shown: how many values there are up to each bound."""
+        from prometheus_client.utils import floatToGoString
+
+        sofar = 0
+        for end, count in zip((*map(floatToGoString, bounds), "+Inf"), buckets, strict=True):
+            sofar += count
+            yield end, self._risen(name, (*labels, end), sofar)
+
+    def _sum(self, name: str, labels: tuple[str, ...], series: CustomSeries) -> float:
+        """One that may fall cannot be kept from it."""
+        return series.value if series.falls else self._risen(name, labels, series.value)
+
     def _risen(self, name: str, labels: tuple[str, ...], value: float) -> float:
-        key = "\0".join((name, *labels))
+        key = repr((name, *labels))
         self._floor[key] = value = max(value, self._floor.get(key, 0))
         return value
 

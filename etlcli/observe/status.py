@@ -67,6 +67,37 @@ class Example(msgspec.Struct):
     """The beginning of the line."""
 
 
+class CustomSeries(msgspec.Struct):
+    """The text of the labels' values may be hostile."""
+
+    labels: list[str]
+    """Their values, in the order of the metric's names."""
+    value: float
+    """Of a histogram the sum."""
+    buckets: list[int] = []
+    """Of a histogram: how many values were in each, up to the first bound, up to the next, and so on; then beyond."""
+    falls: bool = False
+    """Whether the sum may: there were negative values."""
+
+
+class CustomMetric(msgspec.Struct, kw_only=True):
+    """A metric that the recipe has declared."""
+
+    name: str
+    type: str
+    """counter, gauge or histogram."""
+    help: str
+    step: str
+    """Whose output is looked at; of a sink its input."""
+    labels: list[str] = []
+    """Their names."""
+    bounds: list[float] = []
+    """Of a histogram's buckets."""
+    skipped: int = 0
+    """Records that made no observation: the value is no number, or an expression could not be computed."""
+    series: list[CustomSeries] = []
+
+
 class Status(msgspec.Struct, kw_only=True):
     run: str
     recipe: str
@@ -104,6 +135,7 @@ class Status(msgspec.Struct, kw_only=True):
     checkpoint_every: float | None = None
     rejects: list[Example] = []
     """The first few of each step and code."""
+    custom: list[CustomMetric] = []
 
     @property
     def rejected(self) -> int:

@@ -32,7 +32,7 @@ from etlcli.formats.yaml12 import Node, YamlError, load
 from etlcli.io.inputs import read_whole
 from etlcli.io.masking import names_secret, register
 from etlcli.observe.logs import FORMATS, LEVELS
-from etlcli.observe.metrics import MetricsSpec
+from etlcli.observe.metrics import CustomSpec, MetricsSpec
 from etlcli.recipe.model import (
     Branch,
     CheckpointSpec,
@@ -127,14 +127,14 @@ class _Loader:
             incremental=self._incremental(top["source"], top.get("checkpoint")),
             branches=branches,
             routed="route" in top,
-            metrics=self._optional(MetricsSpec, top, "metrics"),
             tracing=self._optional(TracingSpec, top, "tracing"),
             lineage=self._optional(LineageSpec, top, "lineage"),
             path=self._path,
             digest=digest.hexdigest(),
         )
         ids = [spec.id for spec in recipe.specs] + [key for key in ("sinks", "route") if key in top]
-        return recipe._replace(logging=self._logging(top.get("logging"), ids))
+        recipe = recipe._replace(logging=self._logging(top.get("logging"), ids))
+        return self._with_metrics(recipe, top["metrics"]) if "metrics" in top else recipe
 
     def _outlets(self, top: Mapping[str, Node]) -> tuple[StepSpec | None, tuple[Branch, ...]]:
         """The sink, or the branches to several."""
@@ -207,6 +207,35 @@ class _Loader:
             )
         return incremental
 
+    def _with_metrics(self, recipe: Recipe, node: Node) -> Recipe:
+        metrics = self._declared(MetricsSpec, node, None, "metrics", also=("custom",))
+        custom = node.value.get("custom")
+        if custom is None:
+            return recipe._replace(metrics=metrics)
+        if not isinstance(custom.value, list):
+            raise self._error(custom, "custom must be a list of metrics")
+        steps = [spec.id for spec in recipe.specs]
+        specs = tuple(self._custom(item, steps) for item in custom.value)
+        owners: dict[str, str] = {}
+        for item, spec in zip(custom.value, specs, strict=True):
+            for series in spec.series():
+                if series in owners:
+                    raise self._error(
+                        item.value["name"],
+                        f"{spec.name} has the same series as {owners[series]}: {series}",
+                        hint="give each metric a name of its own",
+                    )
+            owners |= dict.fromkeys(spec.series(), spec.name)
+        return recipe._replace(metrics=metrics, custom=specs)
+
+    def _custom(self, node: Node, steps: list[str]) -> CustomSpec:
+        spec: CustomSpec = self._declared(CustomSpec, node, node, "a metric")
+        if spec.step and spec.step not in steps:
+            raise self._error(
+                node.value["step"], f"no step is called {spec.step!r}", hint=nearest(spec.step, tuple(steps))
+            )
+        return spec
+
     # -- sections -----------------------------------------------------------------------------------------------------
 
     def _steps(self, node: Node | None) -> tuple[StepSpec, ...]:
@@ -268,21 +297,25 @@ class _Loader:
     def _optional(self, declared: type[Declared], top: Mapping[str, Node], name: str) -> Any:
         return self._declared(declared, top[name], None, name) if name in top else None
 
-    def _declared(self, declared: type[Declared], node: Node | None, parent: Node | None, what: str) -> Any:
-        """The values of a mapping whose keys are declared options."""
+    def _declared(
+        self, declared: type[Declared], node: Node | None, parent: Node | None, what: str, also: tuple[str, ...] = ()
+    ) -> Any:
+        """The values of a mapping whose keys are declared options, or are looked at by somebody else (`also`)."""
         where = node or parent
-        section = self._section(node, tuple(option.name for option in declared.options), what)
+        section = self._section(node, (*(option.name for option in declared.options), *also), what)
         for option in declared.options:
             if option.name in section:
                 self._parsed(section[option.name], option.parse, None)
             elif option.required and where:
                 raise self._error(where, f"{what} needs the key {option.name!r}")
         try:
-            return declared(**{name: self._plain(value) for name, value in section.items()})
+            return declared(**{name: self._plain(value) for name, value in section.items() if name not in also})
         except ValueError as error:
-            named = str(error).partition(":")[0]
+            named, _, member = str(error).partition(":")[0].partition(".")
             place = section.get(named, where)
             assert place is not None
+            if member and isinstance(place.value, dict):
+                place = place.value.get(member, place)
             raise self._error(place, str(error)) from None
 
     def _read_params(self, node: Node | None) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etlcli.core import params
 from etlcli.core.fields import Path
 from etlcli.core.policy import ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, DEFAULT_QUEUE
 from etlcli.observe.logs import EVERY, SAMPLE
+
+if TYPE_CHECKING:
+    from etlcli.observe.metrics import CustomSpec
 
 
 class Fallback(NamedTuple):
@@ -115,6 +118,8 @@ class Recipe(NamedTuple):
     tracing: Any = None
     """A `TracingSpec`, if there is one, as `lineage` a `LineageSpec`."""
     lineage: Any = None
+    custom: tuple[CustomSpec, ...] = ()
+    """Metrics that the recipe declares."""
     path: str | None = None
     """Of the recipe's file; None for a subcommand."""
     logging: LoggingSpec = LoggingSpec()

@@ -8,7 +8,7 @@ from etlcli.core.params import Option
 from etlcli.core.policy import THEN, Retry
 from etlcli.core.stage import Component
 from etlcli.observe.logs import FORMATS, LEVELS
-from etlcli.observe.metrics import MetricsSpec
+from etlcli.observe.metrics import CustomSpec, MetricsSpec
 from etlcli.recipe.model import LineageSpec, TracingSpec
 from etlcli.registry import COMPONENTS, load
 
@@ -46,7 +46,8 @@ def recipe_schema() -> dict[str, Any]:
                 {"dir": {"type": "string"}, "every": _NUMBER_OR_TEXT, "keep": _NUMBER_OR_TEXT}, ["dir"]
             ),
             "errors": _object({"max": _NUMBER_OR_TEXT, "quarantine": {"type": "string"}}),
-            "metrics": _object(_values(MetricsSpec.options)),
+            "metrics": _object({**_values(MetricsSpec.options), "custom": {
+                "type": "array", "items": _object(_values(CustomSpec.options), _required(CustomSpec.options))}}),
             "tracing": _object(_values(TracingSpec.options)),
             "lineage": _object(_values(LineageSpec.options)),
             "logging": _object(
@@ -71,7 +72,7 @@ def _one_of(kind: str) -> dict[str, Any]:
 
 def _step(name: str, component: type[Component], help: str, kind: str) -> dict[str, Any]:
     options = component.Params.options
-    required = [option.name for option in options if option.required]
+    required = _required(options)
     properties: dict[str, Any] = {
         "uses": {"const": name, "description": help},
         "with": _object(_values(options), required),
@@ -95,6 +96,10 @@ def _on_error(*fallbacks: str) -> dict[str, Any]:
 
 def _values(options: tuple[Option, ...]) -> dict[str, Any]:
     return {option.name: {"anyOf": [option.schema(), _REFERENCE]} for option in options}
+
+
+def _required(options: tuple[Option, ...]) -> list[str]:
+    return [option.name for option in options if option.required]
 
 
 def _object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
