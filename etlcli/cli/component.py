@@ -48,9 +48,14 @@ def shared_options() -> list[click.Parameter]:
                      help="Memory for records that must be held."),
         click.Option(["--workers"], metavar="N|auto", default="auto", show_default=True,
                      help="Processes that read and prepare records; auto takes more than one for large files."),
+        unordered_option(),
         click.Option(["--stats"], is_flag=True, help="Print the counts of every step as JSON on stderr."),
         *log_options(),
     ]  # fmt: skip
+
+
+def unordered_option() -> click.Parameter:
+    return click.Option(["--unordered"], is_flag=True, help="Let records go on as they are ready, in any order.")
 
 
 def log_options() -> list[click.Parameter]:
@@ -269,7 +274,10 @@ def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:
         workers = parse_workers(values["workers"])
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return Recipe(name, source, steps, sink, budget, values["quarantine"], memory=memory, workers=workers)
+    ordered = not values["unordered"]
+    return Recipe(
+        name, source, steps, sink, budget, values["quarantine"], memory=memory, workers=workers, ordered=ordered
+    )
 
 
 def _source_options() -> list[Option]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from etlcli.cli.component import examples_text, log_options, run_recipe
+from etlcli.cli.component import examples_text, log_options, run_recipe, unordered_option
 from etlcli.core.params import parse_duration, parse_limit, parse_workers
 from etlcli.engine.overlap import Overlap, take_directory, take_turn
 from etlcli.engine.pipeline import Pipeline
@@ -47,9 +47,10 @@ EXAMPLES = (
 
 
 def run(recipe: str, settings: tuple[str, ...], dry_run: bool, fresh: bool, resume_only: bool, on_overlap: str | None,
-        log_level: str, log_format: str, stats: bool, **own: str | None) -> None:  # fmt: skip
+        unordered: bool, log_level: str, log_format: str, stats: bool, **own: str | None) -> None:  # fmt: skip
     try:
-        given: dict[str, Any] = {name: _RUNTIME[name](text) for name, text in own.items() if text is not None}
+        given: dict[str, Any] = {"ordered": False} if unordered else {}
+        given |= {name: _RUNTIME[name](text) for name, text in own.items() if text is not None}
         overlap = Overlap(on_overlap or "fail")
     except ValueError as error:
         raise UsageError(str(error), hint="see etl run --help") from None
@@ -164,6 +165,7 @@ command = click.Command(
         click.Option(
             ["--workers"], metavar="N|auto", help="Processes that read and prepare records; auto is the default."
         ),
+        unordered_option(),
         click.Option(["--fresh"], is_flag=True, help="Forget the run that was interrupted, and begin a new one."),
         click.Option(["--resume-only"], is_flag=True, help="Go on with an interrupted run, and begin no new one (66)."),
         click.Option(["--limit"], metavar="N", help="Stop after that many records were read, and publish them."),

@@ -169,6 +169,10 @@ class Source(Component):
         """Called for every part, in order, before anything is done with it. `snapshot` tells how to go on behind the last
         of them; None where no other process can begin there."""
 
+    def ahead(self, prepared: Prepared) -> None:
+        """In a run that does not keep order, called for a part that is worked on before an earlier one has been; `apply`
+        follows, without the records, when its turn has come. No `snapshot` is asked for in between."""
+
     def size(self) -> int:
         """How many bytes there are to read that several processes can read apart; 0 where that is not known."""
         return 0
