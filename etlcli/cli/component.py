@@ -72,7 +72,9 @@ def component_command(name: str) -> click.Command:
     component: type[Component] = load(entry.target)
     command = next((option for option in component.Params.options if option.kind == "command"), None)
     sharing = [option for option in component.Params.options if option.takes or option is command]
-    parameters = [click_parameter(option) for option in component.Params.options if option not in sharing]
+    shared = {flag for parameter in shared_options() for flag in parameter.opts}
+    separate = [option for option in component.Params.options if option not in sharing]
+    parameters = [click_parameter(option) for option in separate if option.flag not in shared or option.positional]
     own = {option.name for option in component.Params.options}
     if entry.kind != "sink":
         parameters.append(click.Option(["-o", "--output"], metavar="FILE", help="Write to FILE, all or nothing."))
@@ -256,7 +258,7 @@ def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:
     on_error = on_error_of(name, kind, values)
     # Lines that are no records, and records that a file refuses, have the same last word but nothing to be tried again.
     neighbour = OnError(then=on_error.then)
-    own = {option.name: values[option.name] for option in load(COMPONENTS[name].target).Params.options}
+    own = {option.name: values.get(option.name) for option in load(COMPONENTS[name].target).Params.options}
     source_own = {option.name: values.get(option.name) for option in _source_options()}
     steps: tuple[StepSpec, ...] = ()
     if kind == "source":

@@ -176,10 +176,16 @@ class Pipeline:
         return self._keeper is not None and (self._drain.asked or self._keeper.due())
 
     def _take_checkpoint(self, plan: Plan, *, complete: bool = False) -> None:
-        """In this order: the sinks and the stages bring what they hold into their files; those, and the quarantine, become
-        durable; the manifest makes it count."""
+        """In this order: what others are still asked about goes on to the sinks; the sinks and the stages bring what they
+        hold into their files; those, and the quarantine, become durable; the manifest makes it count."""
         assert self._keeper
         began = time.time()
+        for at, stage in enumerate(plan.trunk):
+            batches = stage.drained()
+            for behind in plan.trunk[at + 1 :]:
+                batches = behind.each(batches)
+            for batch in batches:
+                plan.outlet.put(batch)
         plan.outlet.settle()
         position = plan.source.component.snapshot()
         if position is None and not complete:
@@ -285,11 +291,11 @@ class Pipeline:
 
         return max(1, min(available_cpus(), source.size() // _WORTH))
 
-    def _keeps_order(self) -> bool:
-        """Whether records go on in the order of the input. With checkpoints a sink that writes elsewhere may have to
-        recognise what it is given again, and does so by its order."""
+    def _keeps_order(self, stage: Stage | None = None) -> bool:
+        """Whether records go on in the order of the input, or that in which they come to a stage. With checkpoints a sink
+        that writes elsewhere may have to recognise what it is given again, and does so by its order."""
         elsewhere = self._keeper and any(find("sink", spec.uses).elsewhere for spec in self.recipe.sinks)
-        return self.recipe.ordered or bool(elsewhere)
+        return bool(elsewhere) or (self.recipe.ordered and getattr(stage, "in_order", True))
 
     def _head_length(self, stages: Sequence[StageStep]) -> int:
         """How many steps belong to the pipeline's head."""
@@ -378,7 +384,9 @@ class Pipeline:
             context = self._context(spec, count, policy, resources, memory=memory)
             stage: Stage = self._component("stage", spec, context, self._state("stage", spec.id))
             policy = self._policy("report") if stage.reports else policy
-            steps.append(StageStep(stage, spec.on_error, count, policy, self._fallback(spec, context)))
+            fallback = self._fallback(spec, context)
+            ordered = self._keeps_order(stage)
+            steps.append(StageStep(stage, spec.on_error, count, policy, fallback, ordered=ordered))
         return steps
 
     def _fallback(self, spec: StepSpec, ctx: Context) -> list[Stage]:
