@@ -1,17 +1,20 @@
 """`etl` with parts so small that a few records make many. It stands for the program in the cases' other modes, which must
 give the same bytes.
 
-ETL_TEST_PART says how large parts are, ETL_TEST_WORKERS how many worker processes every run has; ETL_TEST_KILL after which of its checkpoints a run is killed,
+ETL_TEST_PART says how large parts are, ETL_TEST_WORKERS how many worker processes every run has; ETL_TEST_DELAY how many
+milliseconds a part takes at most, by chance; ETL_TEST_KILL after which of its checkpoints a run is killed,
 ETL_TEST_DIE the same with `early`, when everything but the manifest is there, or `late`, when that is, too.
 """
 
 import os
+import random
 import signal
 import sys
+import time
 
 from etlcli import __main__ as program
 from etlcli.core import stage
-from etlcli.engine import manifest, pipeline
+from etlcli.engine import head, manifest, pipeline
 from etlcli.formats import ndjson
 from etlcli.io import extents
 
@@ -19,6 +22,15 @@ for module in (stage, extents, ndjson):
     module.PART = int(os.environ.get("ETL_TEST_PART", "100"))
 if "ETL_TEST_WORKERS" in os.environ:
     pipeline.Pipeline._workers = lambda self, source: int(os.environ["ETL_TEST_WORKERS"])
+if "ETL_TEST_DELAY" in os.environ:
+    longest = int(os.environ["ETL_TEST_DELAY"]) / 1000
+    work = head.Head.work
+
+    def work_slowly(self: head.Head, part: object) -> head.Worked:
+        time.sleep(random.SystemRandom().uniform(0, longest))
+        return work(self, part)
+
+    head.Head.work = work_slowly
 kill, _, when = (os.environ.get("ETL_TEST_DIE") or os.environ.get("ETL_TEST_KILL", "")).partition(" ")
 if kill:
     places = iter(range(int(kill) - 1, -1, -1))

@@ -50,6 +50,7 @@ def shared_options() -> list[click.Parameter]:
                      help="Memory for records that must be held."),
         click.Option(["--workers"], metavar="N|auto", default="auto", show_default=True,
                      help="Processes that read and prepare records; auto takes more than one for large files."),
+        unordered_option(),
         click.Option(["--stats"], is_flag=True, help="Print the counts of every step as JSON on stderr."),
         *log_options(),
         *watch_options(),
@@ -62,6 +63,10 @@ def watch_options() -> list[click.Parameter]:
                      help="Show how far it is: a line on a terminal, log lines elsewhere. By default on a terminal only."),
         click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on stderr but errors."),
     ]  # fmt: skip
+
+
+def unordered_option() -> click.Parameter:
+    return click.Option(["--unordered"], is_flag=True, help="Let records go on as they are ready, in any order.")
 
 
 def log_options() -> list[click.Parameter]:
@@ -78,7 +83,9 @@ def component_command(name: str) -> click.Command:
     component: type[Component] = load(entry.target)
     command = next((option for option in component.Params.options if option.kind == "command"), None)
     sharing = [option for option in component.Params.options if option.takes or option is command]
-    parameters = [click_parameter(option) for option in component.Params.options if option not in sharing]
+    shared = {flag for parameter in shared_options() for flag in parameter.opts}
+    separate = [option for option in component.Params.options if option not in sharing]
+    parameters = [click_parameter(option) for option in separate if option.flag not in shared or option.positional]
     own = {option.name for option in component.Params.options}
     if entry.kind != "sink":
         parameters.append(click.Option(["-o", "--output"], metavar="FILE", help="Write to FILE, all or nothing."))
@@ -277,7 +284,7 @@ def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:
     on_error = on_error_of(name, kind, values)
     # Lines that are no records, and records that a file refuses, have the same last word but nothing to be tried again.
     neighbour = OnError(then=on_error.then)
-    own = {option.name: values[option.name] for option in load(COMPONENTS[name].target).Params.options}
+    own = {option.name: values.get(option.name) for option in load(COMPONENTS[name].target).Params.options}
     source_own = {option.name: values.get(option.name) for option in _source_options()}
     steps: tuple[StepSpec, ...] = ()
     if kind == "source":
@@ -295,7 +302,10 @@ def recipe_of(name: str, kind: str, values: dict[str, Any]) -> Recipe:
         workers = parse_workers(values["workers"])
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return Recipe(name, source, steps, sink, budget, values["quarantine"], memory=memory, workers=workers)
+    ordered = not values["unordered"]
+    return Recipe(
+        name, source, steps, sink, budget, values["quarantine"], memory=memory, workers=workers, ordered=ordered
+    )
 
 
 def _source_options() -> list[Option]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from etlcli.cli.component import examples_text, log_options, recipe_log, run_recipe, watch_options
+from etlcli.cli.component import examples_text, log_options, recipe_log, run_recipe, unordered_option, watch_options
 from etlcli.cli.watching import Wishes
 from etlcli.core.params import parse_duration, parse_limit, parse_workers
 from etlcli.engine.overlap import Overlap, take_directory, take_turn
@@ -50,10 +50,11 @@ EXAMPLES = (
 
 
 def run(recipe: str, settings: tuple[str, ...], dry_run: bool, fresh: bool, resume_only: bool, on_overlap: str | None,
-        stats: bool, **more: Any) -> None:  # fmt: skip
+        unordered: bool, stats: bool, **more: Any) -> None:  # fmt: skip
     wishes = Wishes.of(more)
     try:
-        given = {name: parse(more[name]) for name, parse in _RUNTIME.items() if more[name] is not None}
+        given: dict[str, Any] = {"ordered": False} if unordered else {}
+        given |= {name: parse(more[name]) for name, parse in _RUNTIME.items() if more[name] is not None}
         overlap = Overlap(on_overlap or "fail")
     except ValueError as error:
         raise UsageError(str(error), hint="see etl run --help") from None
@@ -173,6 +174,7 @@ command = click.Command(
         click.Option(
             ["--workers"], metavar="N|auto", help="Processes that read and prepare records; auto is the default."
         ),
+        unordered_option(),
         click.Option(["--fresh"], is_flag=True, help="Forget the run that was interrupted, and begin a new one."),
         click.Option(["--resume-only"], is_flag=True, help="Go on with an interrupted run, and begin no new one (66)."),
         click.Option(["--limit"], metavar="N", help="Stop after that many records were read, and publish them."),

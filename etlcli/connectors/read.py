@@ -16,7 +16,7 @@ from etlcli.errors import CheckpointError
 from etlcli.formats import RawChunk, Reader, ReadOptions, format_of, module
 from etlcli.formats.ndjson import without_bom
 from etlcli.io.compression import is_compressed, method_of, opened
-from etlcli.io.extents import Extent, ExtentReader, extents_of, start_of
+from etlcli.io.extents import Extent, ExtentReader, extents_of, lines_between, start_of
 from etlcli.io.inputs import STDIN, Input, InputStream, Limited, Prefixed, Watched, check_input, open_input, size_of
 from etlcli.registry import FORMATS
 
@@ -63,8 +63,8 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         self._stream: Input | None = None
         self._extents = ExtentReader()
         ctx.resources.callback(self._extents.close)
-        self._input = -1
-        self._line = 1
+        self._reached: dict[int, _Reached] = {}
+        """For the input that is read, and those that are read ahead of it."""
         self._rests = True
 
     def parts(self) -> Iterator[_Part | Prepared]:
@@ -83,7 +83,8 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
                 if first is not None and isinstance(stream, InputStream):
                     skipped = without_bom(first, stream.path, self.ctx.log)
                     for extent in extents_of(stream, path, first, skipped, start.offset, start.limit):
-                        yield _Part(extent, Place(number, extent.end), start.line)
+                        self._reached.setdefault(number, _Reached(extent, extent.start, start.line))
+                        yield _Part(extent, Place(number, extent.end))
                 else:
                     self._stream = watched = Watched(stream, partial(self.ctx.waiting, "input"), self._count)
                     limited = watched if start.limit is None else Limited(watched, start.limit)
@@ -106,7 +107,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         if found.long:
             row = len(lines)
             rejects.append(too_long(found.long, found.long_size, (span, row), self.params.max_line, row))
-        read = _Read(part.place, span, len(lines) + bool(found.long), part.line, size)
+        read = _Read(part.place, span, len(lines) + bool(found.long), size)
         return Prepared(batch, rejects, _blank(blank), read)
 
     def apply(self, prepared: Prepared) -> None:
@@ -115,14 +116,22 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         if read is None:
             return
         self._count(read.size)
-        if read.span:
-            if read.place and read.place.input != self._input:
-                self._input, self._line = read.place.input, read.line
-            read.span.line = self._line
-            self._line += read.rows
+        line = 1
+        if read.span and read.place:
+            reached = self._reached[read.place.input]
+            read.span.starts_at(reached.line)
+            line = reached.line + read.rows
+            self._reached[read.place.input] = reached._replace(offset=read.place.offset, line=line)
+            self._reached.pop(read.place.input - 1, None)
         self._rests = read.place is not None
         if read.place:
-            self._progress.passed(read.place, self._line)
+            self._progress.passed(read.place, line)
+
+    def ahead(self, prepared: Prepared) -> None:
+        """Lines that only a count of those before can number are counted when somebody asks."""
+        read: _Read | None = prepared.extra
+        if read and read.span and read.place:
+            read.span.find_line = partial(_line_at, self._reached[read.place.input], read.span.offset)
 
     def snapshot(self) -> State | None:
         return self._progress.snapshot() if self._rests else None
@@ -163,7 +172,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         if isinstance(part.what, Extent):
             found = self._extents.read(part.what, self.params.max_line)
             span, chunk = Span(part.what.name, 1, found.offset, found.chunk), found.chunk
-            read = _Read(part.place, span, 1, part.line)
+            read = _Read(part.place, span, 1)
         else:
             span, chunk, read = part.what.span, part.what.chunk, _Read(part.place)
         return Prepared(
@@ -213,8 +222,20 @@ class _Part(NamedTuple):
 
     what: Extent | RawChunk
     place: Place | None
-    line: int = 1
-    """Of an extent, in case that it is the input's first: the line it begins with."""
+
+
+class _Reached(NamedTuple):
+    """How far an input was read in order: the `line` is the first that begins at `offset` or behind it."""
+
+    extent: Extent
+    """Any of the input."""
+    offset: int
+    line: int
+
+
+def _line_at(reached: _Reached, offset: int) -> int:
+    """The number of the line that begins there."""
+    return reached.line + lines_between(reached.extent, reached.offset, offset)
 
 
 class _Read(NamedTuple):
@@ -223,7 +244,6 @@ class _Read(NamedTuple):
     place: Place | None
     span: Span | None = None
     rows: int = 0
-    line: int = 1
     size: int = 0
     """Bytes of an extent; those of a stream are counted as they come."""
 

@@ -73,10 +73,11 @@ class Span:
 
     Row i is line `line + i` of the input and starts where the i-th line of `raw` does, unless the format says otherwise
     through `lines` and `offsets` (a CSV record can span lines, a JSON array has several records on one). `raw` are the
-    lines as they were read: with their newlines, or cut.
+    lines as they were read: with their newlines, or cut. Where `line` is not known yet, `find_line` finds it; it is asked
+    when somebody wants to know, perhaps in another thread.
     """
 
-    __slots__ = ("_sizes", "_starts", "line", "lines", "offset", "offsets", "path", "raw")
+    __slots__ = ("_sizes", "_starts", "find_line", "line", "lines", "offset", "offsets", "path", "raw")
 
     def __init__(
         self,
@@ -91,6 +92,7 @@ class Span:
         """`sizes`: of the lines, where those themselves are no longer at hand."""
         self.path = path
         self.line = line
+        self.find_line: Callable[[], int] | None = None
         self.offset = offset
         self.raw = raw
         self.lines = lines
@@ -109,7 +111,15 @@ class Span:
             return Origin(self.path, self.lines[row], self.offsets[row])
         if self._starts is None:
             self._starts = list(accumulate((size + 1 for size in self._sizes or self._lengths()), initial=self.offset))
+        find_line = self.find_line
+        if find_line:
+            self.starts_at(find_line())
         return Origin(self.path, self.line + row, self._starts[row])
+
+    def starts_at(self, line: int) -> None:
+        """Its first row is this line."""
+        self.line = line
+        self.find_line = None
 
     def _lengths(self) -> Iterable[int]:
         return map(len, self.raw.split(b"\n") if isinstance(self.raw, bytes) else self.raw)

@@ -195,6 +195,11 @@ def flag(help: str) -> bool:
     return cast(bool, Option("flag", help, default=False))
 
 
+def ordered(help: str) -> bool:
+    """True unless a recipe says otherwise; on the command line `--unordered`, which every command has, does."""
+    return cast(bool, Option("flag", help, default=True, singular="unordered"))
+
+
 @overload
 def integer(help: str, *, default: int, metavar: str = "N", minimum: int | None = 0) -> int: ...
 @overload

@@ -169,6 +169,10 @@ class Source(Component):
         """Called for every part, in order, before anything is done with it. `snapshot` tells how to go on behind the last
         of them; None where no other process can begin there."""
 
+    def ahead(self, prepared: Prepared) -> None:
+        """In a run that does not keep order, called for a part that is worked on before an earlier one has been; `apply`
+        follows, without the records, when its turn has come. No `snapshot` is asked for in between."""
+
     def size(self) -> int:
         """How many bytes there are to read that several processes can read apart; 0 where that is not known."""
         return 0
@@ -199,7 +203,7 @@ class Stage(Component):
     """What must be seen together: `record` (any split of the input will do), `all` (the whole input)."""
     rewrites: bool = True
     """Whether it may change records, or put out others. Where not, later steps can use what was decoded before it."""
-    waits: ClassVar[bool] = False
+    waits: bool = False
     """Whether `prepare` asks somebody else, such as a command: the coordinator calls it then, and no worker."""
     asks: str = ""
     """What outside of the process this stage, as configured, asks about records: `the command sed`. Nothing for nobody."""
@@ -244,6 +248,58 @@ class Explains(Protocol):
         """What it goes by with the batch's only record, which it does not reject, in lines for a person: keys, values, the
         part of a condition that does not hold; and what cannot be told of one record alone. It asks nobody, and changes
         nothing."""
+
+
+class Question:
+    """Records that somebody else is asked about. What `call` returns, which is made in a thread and may take its time, is
+    the `answer`. `after` are questions whose answers this one needs, too."""
+
+    __slots__ = ("_after", "_call", "answer", "batch", "error", "extra", "is_answered")
+
+    def __init__(
+        self, batch: Batch, call: Callable[[], Any] | None, extra: Any = None, after: Sequence[Question] = ()
+    ) -> None:
+        """No `call` where there is nothing to be asked; `extra` is the stage's."""
+        self.batch = batch
+        self.extra = extra
+        self.answer: Any = None
+        self.error: BaseException | None = None
+        self.is_answered = call is None
+        self._call = call
+        self._after = after
+
+    @property
+    def is_complete(self) -> bool:
+        return self.is_answered and all(other.is_answered for other in self._after)
+
+    def ask(self) -> None:
+        """What the call raises is the `error`."""
+        assert self._call
+        try:
+            self.answer = self._call()
+        except BaseException as error:
+            self.error = error
+        self.is_answered = True
+
+
+@runtime_checkable
+class Asks(Protocol):
+    """A stage that can ask somebody else several questions at a time. Then the engine calls `questions` and `answered`
+    where it would call `prepare`."""
+
+    @property
+    def at_once(self) -> int:
+        """How many calls may be made at a time. With 1 the stage is one like any other."""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether records leave in the order in which they came."""
+
+    def questions(self, batch: Batch) -> Iterable[Question]:
+        """About all records of a batch, each in one of them. Between two of them others may be answered."""
+
+    def answered(self, question: Question) -> Prepared:
+        """What `prepare` would have returned for its records."""
 
 
 class Sink(Component):

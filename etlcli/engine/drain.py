@@ -2,7 +2,7 @@
 
 While a part of the input is being worked on, the first of them is only noted; at the next barrier, when a checkpoint has
 been taken, its own handler is called. Between two parts, as when the run waits for input, it is called at once, and so is
-that of a second signal.
+that of a second signal. A run that does not keep order is between two parts only where nothing was done ahead of its turn.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class Drain:
     def __init__(self) -> None:
         self._handlers: dict[signal.Signals, Any] = {}
         self._deferring = False
+        self._at_barrier: Callable[[], bool]
         self._pending: Callable[[], object] | None = None
 
     @property
@@ -43,7 +44,9 @@ class Drain:
             self._deferring = False
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self, at_barrier: Callable[[], bool]) -> Iterator[None]:
+        """`at_barrier`: whether a checkpoint could be taken, where nothing is being worked on."""
+        self._at_barrier = at_barrier
         for number in _SIGNALS:
             handler = signal.getsignal(number)
             if callable(handler):
@@ -61,7 +64,7 @@ class Drain:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         handler = self._handlers[signal.Signals(number)]
-        if not self._deferring:
+        if not self._deferring and self._at_barrier():
             handler(number, frame)
             return
         if self._pending is None:

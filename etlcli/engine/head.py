@@ -2,7 +2,8 @@
 
 What the head does to a part of the input depends on nothing but that part: it is read, and every step prepares what the
 one before passes on. So any process may do it, again if need be, and what comes of it is settled here, in order: counts,
-rejects, and the `apply` of the step that holds state.
+rejects, and the `apply` of the step that holds state. In a run that does not keep order it is settled as it comes, and only
+the source is told in order how far the input was read: where nothing was settled ahead of its turn, that is a barrier.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class Worked(NamedTuple):
     """What each took."""
 
 
+Result = tuple[int, list[Worked]]
+"""The number of a part, in the order of the input, and what came of it."""
+
+
 class Head:
     """`steps` are those that hold no state, and the first that does."""
 
@@ -42,6 +47,9 @@ class Head:
         self._steps = steps
         self._behind = behind
         self._measured = [step.measured if step.meters else None for step in (source, *steps)]
+        self._turn = 0
+        self._ahead: dict[int, list[Prepared]] = {}
+        """What the source has not been told of yet, by the number of the part, without the records."""
 
     # -- in any process -----------------------------------------------------------------------------------------------
 
@@ -114,14 +122,21 @@ class Head:
 
     # -- in the coordinator -------------------------------------------------------------------------------------------
 
+    @property
+    def is_level(self) -> bool:
+        """Whether nothing was settled ahead of its turn, so that where the source is tells what was worked on."""
+        return not self._ahead
+
     def batches(
-        self, results: Iterable[Worked], at_work: Callable[[], AbstractContextManager[None]], rest: Callable[[], None]
+        self, results: Iterable[Result], at_work: Callable[[], AbstractContextManager[None]], rest: Callable[[], None]
     ) -> Iterator[Batch]:
-        """What the head puts out, from what came of the parts, in order. Each part is settled `at_work`; then, when what
-        came of it has gone all the way, `rest` is called."""
-        for worked in results:
+        """What the head puts out, from what came of the parts. Each part is settled `at_work`; then, when what came of it
+        has gone all the way, `rest` is called."""
+        for number, made in results:
             with at_work():
-                yield from self._settled(worked)
+                self._tell(number, [worked.prepared[0] for worked in made])
+                for worked in made:
+                    yield from self._settled(worked)
                 rest()
         for at, step in enumerate(self._steps):
             batches: Iterable[Batch] = step.finished()
@@ -139,9 +154,24 @@ class Head:
             last = Prepared(_NOTHING, [reject])
         return _worked([*prepared, last])
 
+    def _tell(self, number: int, made: list[Prepared]) -> None:
+        """Tells the source of a part, if it is its turn, and of those that have waited for it."""
+        source = self._source.component
+        if number != self._turn:
+            for prepared in made:
+                source.ahead(prepared)
+            self._ahead[number] = [prepared._replace(batch=_NOTHING, rejects=()) for prepared in made]
+            return
+        while True:
+            for prepared in made:
+                source.apply(prepared)
+            self._turn += 1
+            if self._turn not in self._ahead:
+                return
+            made = self._ahead.pop(self._turn)
+
     def _settled(self, worked: Worked) -> Iterator[Batch]:
         steps: list[SourceStep | StageStep] = [self._source, *self._steps]
-        self._source.component.apply(worked.prepared[0])
         last = len(worked.prepared) - 1
         received, size, before = 0, 0, _NOTHING
         outputs: Iterable[Batch] = ()

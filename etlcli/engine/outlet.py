@@ -53,6 +53,8 @@ class Outlet:
 
     def settle(self) -> None:
         """Returns when what was put has arrived."""
+        for at, stage in enumerate(self.stages):
+            self._put(stage.drained(), at + 1)
 
     def _put(self, batches: Iterable[Batch], at: int) -> None:
         for stage in self.stages[at:]:
@@ -73,8 +75,8 @@ class Queue:
         self._outlet = outlet
         self._waiting_for_it = waiting
         self._limit = limit
-        self._waiting: deque[Batch | None] = deque()
-        """None stands for the end of input."""
+        self._waiting: deque[Batch | Callable[[], None]] = deque()
+        """Batches, and what else is to be done with the outlet in its turn."""
         self._size = 0
         self._busy = False
         self._stopped = False
@@ -90,9 +92,12 @@ class Queue:
 
     def finish(self) -> None:
         with self._changed:
-            self._add(None)
+            self._add(self._outlet.finish)
 
     def settle(self) -> None:
+        with self._changed:
+            if self._thread:
+                self._add(self._outlet.settle)
         with self._waiting_for_it(), self._changed:
             self._changed.wait_for(lambda: self._error or not (self._waiting or self._busy))
             self._check()
@@ -108,13 +113,13 @@ class Queue:
         if self._thread:
             self._thread.join(_PATIENCE)  # it may be waiting for somebody who never comes
 
-    def _add(self, batch: Batch | None) -> None:
+    def _add(self, item: Batch | Callable[[], None]) -> None:
         self._check()
-        if batch is not None:
-            if not batch.count and self._waiting:  # time passes for it anyway
+        if isinstance(item, Batch):
+            if not item.count and self._waiting:  # time passes for it anyway
                 return
-            self._size += batch.size
-        self._waiting.append(batch)
+            self._size += item.size
+        self._waiting.append(item)
         if self._thread is None:
             self._thread = Thread(target=self._work, daemon=True)
             self._thread.start()
@@ -132,19 +137,19 @@ class Queue:
                 self._changed.wait_for(lambda: self._stopped or self._waiting)
                 if self._stopped:
                     return
-                batch, self._busy = self._waiting.popleft(), True
+                item, self._busy = self._waiting.popleft(), True
             try:
-                if batch is None:
-                    self._outlet.finish()
+                if isinstance(item, Batch):
+                    self._outlet.put(item)
                 else:
-                    self._outlet.put(batch)
+                    item()
             except BaseException as error:
                 with self._changed:
                     self._error, self._busy = error, False
                     self._changed.notify_all()
                 return
             with self._changed:
-                self._size -= batch.size if batch is not None else 0
+                self._size -= item.size if isinstance(item, Batch) else 0
 
 
 class Route(NamedTuple):

@@ -23,7 +23,7 @@ from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Handler, Policy
 from etlcli.core.stage import PART, Context, Sink, Source, Stage, State
 from etlcli.engine.drain import Drain
-from etlcli.engine.head import Head, Worked
+from etlcli.engine.head import Head, Result, Worked
 from etlcli.engine.metering import Metering
 from etlcli.engine.outlet import Fork, Outlet, Route
 from etlcli.engine.recovery import tried
@@ -132,14 +132,14 @@ class Pipeline:
         length = self._head_length(trunk)
         head = Head(source, trunk[:length], _behind(source, trunk, length))
         here = self.ledger.steps[length if length and not trunk[length - 1].is_pure else length + 1]
-        worked = self._worked(source, head, here, resources)
+        results = self._results(source, head, here, resources)
         if self._keeper:
-            resources.enter_context(self._drain.installed())
+            resources.enter_context(self._drain.installed(lambda: head.is_level))
             if self._keeper.before is None:  # from now on it is known which run this is
                 self._take_checkpoint(plan)
-            batches = head.batches(self._drawn(worked, plan), self._drain.deferred, partial(self._rest, plan))
+            batches = head.batches(self._drawn(results, plan), self._drain.deferred, partial(self._rest, plan, head))
         else:
-            batches = head.batches(worked, nullcontext, _no_rest)
+            batches = head.batches(results, nullcontext, _no_rest)
         for stage in trunk[length:]:
             batches = stage.through(self._entering(stage.count, batches))
         for batch in self._entering(self.ledger.steps[len(trunk) + 1], batches):
@@ -167,7 +167,7 @@ class Pipeline:
         """All lines tell the run; a subcommand's tell no recipe."""
         self._log.about(self.run_id, self.recipe.name if self.recipe.digest else None)
 
-    def _drawn(self, results: Iterator[Worked], plan: Plan) -> Iterator[Worked]:
+    def _drawn(self, results: Iterator[Result], plan: Plan) -> Iterator[Result]:
         """A signal that comes while the run waits for input finds it at a barrier."""
         try:
             yield from results
@@ -176,18 +176,27 @@ class Pipeline:
                 self._take_checkpoint(plan)
             raise
 
-    def _rest(self, plan: Plan) -> None:
-        """Everything that was read is in the sinks."""
-        assert self._keeper
-        if self._drain.asked or self._keeper.due():
+    def _rest(self, plan: Plan, head: Head) -> None:
+        """Everything that came of the parts so far is in the sinks."""
+        if self._is_due() and head.is_level:
             self._take_checkpoint(plan)
             self._drain.deliver()
 
+    def _is_due(self) -> bool:
+        """Whether a checkpoint is to be taken at the next barrier."""
+        return self._keeper is not None and (self._drain.asked or self._keeper.due())
+
     def _take_checkpoint(self, plan: Plan, *, complete: bool = False) -> None:
-        """In this order: the sinks and the stages bring what they hold into their files; those, and the quarantine, become
-        durable; the manifest makes it count."""
+        """In this order: what others are still asked about goes on to the sinks; the sinks and the stages bring what they
+        hold into their files; those, and the quarantine, become durable; the manifest makes it count."""
         assert self._keeper
         began = time.time()
+        for at, stage in enumerate(plan.trunk):
+            batches = stage.drained()
+            for behind in plan.trunk[at + 1 :]:
+                batches = behind.each(batches)
+            for batch in batches:
+                plan.outlet.put(batch)
         plan.outlet.settle()
         position = plan.source.component.snapshot()
         if position is None and not complete:
@@ -251,25 +260,32 @@ class Pipeline:
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
-    def _worked(self, source: SourceStep, head: Head, here: StepCount, resources: ExitStack) -> Iterator[Worked]:
+    def _results(self, source: SourceStep, head: Head, here: StepCount, resources: ExitStack) -> Iterator[Result]:
         """What came of each part of the input: in this process or, where several are wanted, in those; then the step that
         is the first `here` may have to wait for them."""
         clock = self.ledger.clock
         parts = clock.timed(source.count.effort.at_work, source.component.parts())
         if self.recipe.limit:
-            return clock.idle(head.work_up_to(self.recipe.limit, parts))
+            return clock.idle(_numbered(head.work_up_to(self.recipe.limit, parts)))
         count = self._workers(source.component)
+        here_alone = _numbered(map(head.work, parts))
         if count == 1:
-            return clock.idle(map(head.work, parts))
+            return clock.idle(here_alone)
         from etlcli.engine.workers import Workers
 
         try:
-            workers = Workers(source.component, head, count, min(_AHEAD * count, self.recipe.queue // PART), self._log)
+            window = min(_AHEAD * count, self.recipe.queue // PART)
+            ordered = self._keeps_order()
+
+            def held() -> bool:
+                return not head.is_level and self._is_due()
+
+            workers = Workers(source.component, head, count, window, self._log, ordered=ordered, held=held)
         except TryLaterError as error:
             if self.recipe.workers:
                 raise
             self._log("warning", "no_workers", reason=error.message)
-            return clock.idle(map(head.work, parts))
+            return clock.idle(here_alone)
         resources.callback(workers.close)
         self.watch.workers = count
         self.watch.queued.append(lambda: workers.in_flight * PART)
@@ -285,6 +301,12 @@ class Pipeline:
         from etlcli.engine.workers import available_cpus
 
         return max(1, min(available_cpus(), source.size() // _WORTH))
+
+    def _keeps_order(self, stage: Stage | None = None) -> bool:
+        """Whether records go on in the order of the input, or that in which they come to a stage. With checkpoints a sink
+        that writes elsewhere may have to recognise what it is given again, and does so by its order."""
+        elsewhere = self._keeper and any(find("sink", spec.uses).elsewhere for spec in self.recipe.sinks)
+        return bool(elsewhere) or (self.recipe.ordered and getattr(stage, "in_order", True))
 
     def _head_length(self, stages: Sequence[StageStep]) -> int:
         """How many steps belong to the pipeline's head."""
@@ -378,7 +400,9 @@ class Pipeline:
             context = self._context(spec, count, policy, resources, memory=memory)
             stage: Stage = self._component("stage", spec, context, self._state("stage", spec.id))
             policy = self._policy("report") if stage.reports else policy
-            steps.append(StageStep(stage, spec.on_error, count, policy, self._fallback(spec, context)))
+            fallback = self._fallback(spec, context)
+            ordered = self._keeps_order(stage)
+            steps.append(StageStep(stage, spec.on_error, count, policy, fallback, ordered=ordered))
             steps[-1].meters = self._metering.at(spec.id)
         return steps
 
@@ -453,6 +477,11 @@ class Pipeline:
 
 def _no_rest() -> None:
     """For a run that nobody can go on with."""
+
+
+def _numbered(results: Iterable[Worked]) -> Iterator[Result]:
+    """What came of each part, in order."""
+    return enumerate([worked] for worked in results)
 
 
 @contextmanager

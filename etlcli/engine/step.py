@@ -15,8 +15,9 @@ from etlcli.core.batch import Batch, Reject
 from etlcli.core.fields import Path
 from etlcli.core.ledger import StepCount
 from etlcli.core.policy import Policy
-from etlcli.core.stage import Prepared, Sink, Source, Stage, Timed
+from etlcli.core.stage import Asks, Prepared, Sink, Source, Stage, Timed
 from etlcli.engine.recovery import Outcome, Recovery
+from etlcli.engine.window import Window
 from etlcli.recipe.model import OnError
 
 if TYPE_CHECKING:
@@ -158,10 +159,23 @@ class StageStep(Step):
     component: Stage
 
     def __init__(
-        self, component: Stage, on_error: OnError, count: StepCount, policy: Policy, fallback: Sequence[Stage] = ()
+        self,
+        component: Stage,
+        on_error: OnError,
+        count: StepCount,
+        policy: Policy,
+        fallback: Sequence[Stage] = (),
+        *,
+        ordered: bool = True,
     ) -> None:
+        """Not `ordered`: where the stage can give records another order, it may."""
         super().__init__(component, on_error, count, policy, fallback)
         self._timed = component if isinstance(component, Timed) else None
+        self._asks: Asks | None = None
+        if isinstance(component, Asks) and component.at_once > 1:
+            self._asks = component
+            self._window = Window(component.at_once, ordered=ordered)
+            component.ctx.resources.callback(self._window.stop)
 
     @property
     def is_pure(self) -> bool:
@@ -181,11 +195,43 @@ class StageStep(Step):
                 yield from self.timed(self._through(batch))
             else:
                 effort = self.count.effort
-                tick = self._sent_or_tick(self._timed.tick() if self._timed else ())
-                yield from effort.clock.timed(effort.at_work, tick)
+                yield from effort.clock.timed(effort.at_work, self._tick())
+
+    def drained(self) -> Iterator[Batch]:
+        """What goes on of records that somebody is asked about; none is then."""
+        effort = self.count.effort
+        if self._asks:
+            yield from effort.clock.timed(effort.at_work, self._answered(self._asks, all_of_them=True))
 
     def _through(self, batch: Batch) -> Iterator[Batch]:
-        yield from self.outputs(self.component.prepare(batch), batch.count, batch)
+        if not self._asks:
+            yield from self.outputs(self.component.prepare(batch), batch.count, batch)
+            return
+        sent = self.count.sent
+        for question in self._asks.questions(batch):
+            yield from self._answered(self._asks)
+            self._window.put(question)
+        yield from self._answered(self._asks)
+        if self.count.sent == sent:
+            yield _TICK
+
+    def _tick(self) -> Iterator[Batch]:
+        if self._asks:
+            yield from self._answered(self._asks)
+        yield from self._sent_or_tick(self._timed.tick() if self._timed else ())
+
+    def _answered(self, asks: Asks, *, all_of_them: bool = False) -> Iterator[Batch]:
+        """What goes on of records that somebody was asked about: as far as it is there, and until there is room for
+        another question."""
+        window, effort = self._window, self.count.effort
+        while not window.is_empty:
+            question = window.take()
+            if question is None:
+                if not (all_of_them or window.is_full):
+                    return
+                with effort.clock.during(effort.waiting_for("command")):
+                    question = window.wait()
+            yield from self.outputs(asks.answered(question), question.batch.count, question.batch)
 
     def outputs(self, prepared: Prepared, received: int, before: Batch) -> Iterator[Batch]:
         """What goes on of a batch, from what was prepared of it. `before` is that batch; it is looked at only if this
@@ -195,7 +241,8 @@ class StageStep(Step):
 
     def finished(self) -> Iterator[Batch]:
         """The rest, at the end of input."""
-        return self.count.effort.clock.timed(self.count.effort.at_work, self._sent(self._finish()))
+        yield from self.drained()
+        yield from self.count.effort.clock.timed(self.count.effort.at_work, self._sent(self._finish()))
 
     @property
     def commits(self) -> bool:
@@ -203,6 +250,8 @@ class StageStep(Step):
 
     def due(self) -> float | None:
         """Seconds until a tick has something to do."""
+        if self._asks:
+            return self._window.due()
         return self._timed.due() if self._timed else None
 
     def commit_state(self) -> None:

@@ -1,6 +1,7 @@
 """Worker processes for the head of a pipeline.
 
-The coordinator hands out parts of the input and takes back what came of them, in the order of the input. A worker is a
+The coordinator hands out parts of the input and takes back what came of them, in the order of the input unless the run does
+without it. A worker is a
 fork of the coordinator, made before anything was read, and holds no state; so one that dies (killed, out of memory, a
 crash in a C library) costs nothing but time: another takes its place and does the part again. A part that kills workers
 again is halved until the record that does it stands alone, and that one is rejected as `worker_killed`.
@@ -26,12 +27,14 @@ from struct import Struct
 from typing import Any, NamedTuple, NoReturn
 
 from etlcli.core.stage import Source
-from etlcli.engine.head import Head, Worked
+from etlcli.engine.head import Head, Result, Worked
 from etlcli.errors import EtlError, TryLaterError
 from etlcli.io.inputs import grow_pipe
 
 _HEADER = Struct("<Q")
 _AHEAD = 2
+_FAR = 8
+"""Windows that the input may be drawn beyond a part that is not done."""
 _SMALL = 4096
 """Bytes of a message that fits into a pipe even if nobody reads it yet."""
 _SLOT = 2 << 20
@@ -45,7 +48,20 @@ class Workers:
     """Made just before the run; `close` it however the run ends. `ready` of the source is asked before the next part is
     drawn, so that results do not wait for input."""
 
-    def __init__(self, source: Source, head: Head, count: int, window: int, log: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        head: Head,
+        count: int,
+        window: int,
+        log: Callable[..., None],
+        *,
+        ordered: bool = True,
+        held: Callable[[], bool] = bool,
+    ) -> None:
+        """Not `ordered`: results are given as they come, and no part is drawn while it is `held`."""
+        self._ordered = ordered
+        self._held = held
         self._source = source
         self._head = head
         self._window = max(window, count)
@@ -55,38 +71,49 @@ class Workers:
         """By the descriptor of their answers."""
         self._waiting: deque[_Task] = deque()
         self._done: dict[int, list[Worked] | BaseException] = {}
+        self._given: set[int] = set()
+        """The numbers of parts that were done with before an earlier one."""
         self.in_flight = 0
         """How many parts were drawn and are not done with."""
         for _ in range(count):
             self._add_worker()
 
-    def results(self, parts: Iterator[Any]) -> Iterator[Worked]:
-        """What came of the parts, in their order. Raises what a worker raised."""
-        drawn = given = 0
+    def results(self, parts: Iterator[Any]) -> Iterator[Result]:
+        """What came of the parts. Raises what a worker raised."""
+        drawn = turn = 0
         wanted = self._head.wanted
         tasks: Iterator[_Task] | None = (_Task(number, part, wanted()) for number, part in enumerate(parts))
         while True:
-            while (
-                self._hand_out() and tasks and drawn - given < self._window and (drawn == given or self._source.ready())
-            ):
+            while self._hand_out() and tasks and self._may_draw(drawn - turn):
                 task = next(tasks, None)
                 if task is None:
                     tasks = None
                     break
                 self._waiting.append(task)
                 drawn += 1
-                self.in_flight = drawn - given
-            if given in self._done:
-                worked = self._done.pop(given)
+                self.in_flight += 1
+            number = turn if self._ordered else next(iter(self._done), turn)
+            if number in self._done:
+                worked = self._done.pop(number)
                 if isinstance(worked, BaseException):
                     raise worked
-                yield from worked
-                given += 1
-                self.in_flight = drawn - given
-            elif given < drawn:
+                yield number, worked
+                self.in_flight -= 1
+                self._given.add(number)
+                while turn in self._given:
+                    self._given.remove(turn)
+                    turn += 1
+            elif self.in_flight:
                 self._receive()
             else:
                 return
+
+    def _may_draw(self, behind: int) -> bool:
+        """Whether there is room for another part, of which the first that is not done with is so many `behind`."""
+        if not self.in_flight:
+            return True
+        room = self.in_flight < self._window and behind < self._window * _FAR
+        return room and not self._held() and self._source.ready()
 
     def close(self) -> None:
         for worker in self._workers.values():

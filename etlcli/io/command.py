@@ -13,18 +13,15 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
 from threading import Lock
-from typing import TypeVar
 
 from etlcli.core.batch import chunk_of
 from etlcli.errors import UsageError
 
-T = TypeVar("T")
-R = TypeVar("R")
 MAX_OUTPUT = 256 << 20
 _BLOCK = 1 << 18
 _TAIL = 2048
@@ -210,14 +207,11 @@ def _last_said(text: str) -> str:
 
 
 class Commands:
-    """A command, in as many processes as there are calls at a time: at most `concurrency`. After `stop`, which ends all
-    that run, none begins."""
+    """A command, in as many processes as there are threads that call it. After `stop`, which ends all that run, none
+    begins."""
 
-    def __init__(
-        self, argv: Sequence[str], directory: str, timeout: float | None, name: str = "", concurrency: int = 1
-    ) -> None:
+    def __init__(self, argv: Sequence[str], directory: str, timeout: float | None, name: str = "") -> None:
         self._make = partial(Command, argv, directory, timeout, name)
-        self._concurrency = concurrency
         self._running: set[Command] = set()
         self._stopped = False
 
@@ -231,22 +225,6 @@ class Commands:
             return command.run(data)
         finally:
             self._running.discard(command)
-
-    def each(self, call: Callable[[T], R], parts: Sequence[T]) -> Iterable[R]:
-        """What `call`, which runs the command, makes of each part, in order."""
-        if self._concurrency == 1 or len(parts) == 1:
-            return map(call, parts)
-        from concurrent.futures import ThreadPoolExecutor
-
-        pool = ThreadPoolExecutor(self._concurrency)
-        try:
-            return list(pool.map(call, parts))
-        except BaseException:
-            # The threads are not waited for: one may be between two tries.
-            self.stop()
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
     def stop(self) -> None:
         self._stopped = True

@@ -102,6 +102,16 @@ class ExtentReader:
             data += more
         return Lines(data[head:tail], base + head)
 
+    def count(self, extent: Extent, start: int, end: int) -> int:
+        """As `lines_between`."""
+        self._open(extent)
+        # A line begins behind the end of another, and the first one at the beginning.
+        base = max(start - 1, extent.first)
+        found = int(start <= extent.first < end)
+        for at in range(base, end - 1, PART):
+            found += self._bytes(extent, at, min(at + PART, end - 1)).count(b"\n")
+        return found
+
     def close(self) -> None:
         if self._fd > 0:
             os.close(self._fd)
@@ -132,6 +142,16 @@ class ExtentReader:
             if found >= 0:
                 return at + found - start
         return extent.limit - start
+
+
+def lines_between(extent: Extent, start: int, end: int) -> int:
+    """How many lines of the extent's file begin in a stretch of it, which need not be the extent's own; where it ends, a
+    line begins or the file ends. Any thread may ask. Raises InputOutputError as `ExtentReader.read` does."""
+    reader = ExtentReader()
+    try:
+        return reader.count(extent, start, end)
+    finally:
+        reader.close()
 
 
 def _pread(fd: int, size: int, offset: int, path: str) -> bytes:

@@ -107,7 +107,7 @@ class _Loader:
             raise self._error(top["version"], f"version must be {VERSION}")
         self._params = self._read_params(top.get("params"))
         errors = self._section(top.get("errors"), ("max", "quarantine"), "errors")
-        runtime = self._section(top.get("runtime"), ("workers", "memory", "queue", "timeout"), "runtime")
+        runtime = self._section(top.get("runtime"), ("workers", "ordered", "memory", "queue", "timeout"), "runtime")
         name = self._text(top.get("name"), os.path.splitext(os.path.basename(self._path))[0])
         steps = self._steps(top.get("steps"))
         sink, branches = self._outlets(top)
@@ -121,6 +121,7 @@ class _Loader:
             base_dir=os.path.dirname(self._path),
             memory=self._parsed(runtime.get("memory"), parse_size, DEFAULT_MEMORY),
             workers=self._parsed(runtime.get("workers"), parse_workers, None),
+            ordered=self._truth(runtime.get("ordered"), "ordered", True),
             queue=self._parsed(runtime.get("queue"), parse_size, DEFAULT_QUEUE),
             timeout=self._parsed(runtime["timeout"], parse_duration, None) if "timeout" in runtime else None,
             checkpoint=self._checkpoint(top.get("checkpoint")),
@@ -198,9 +199,7 @@ class _Loader:
 
     def _incremental(self, source: Node, checkpoint: Node | None) -> bool:
         node = source.value.get("incremental")
-        incremental = node is not None and self._plain(node)
-        if not isinstance(incremental, bool):
-            raise self._error(node or source, "incremental must be true or false")
+        incremental = self._truth(node, "incremental", False)
         if incremental and checkpoint is None:
             raise self._error(
                 node or source, "an incremental source must remember how far it came", hint="add checkpoint: {dir: ...}"
@@ -381,6 +380,13 @@ class _Loader:
         value = self._plain(node)
         if not isinstance(value, str) or not value:
             raise self._error(node, f"expected text, not {value!r}")
+        return value
+
+    def _truth(self, node: Node | None, what: str, default: bool) -> bool:
+        value = default if node is None else self._plain(node)
+        if not isinstance(value, bool):
+            assert node is not None
+            raise self._error(node, f"{what} must be true or false")
         return value
 
     def _parsed(self, node: Node | None, parse: Any, default: Any) -> Any:

@@ -101,6 +101,8 @@ class Recipe(NamedTuple):
     memory: int = DEFAULT_MEMORY
     workers: int | None = None
     """Processes for the head of the pipeline; None for as many as pay."""
+    ordered: bool = True
+    """Whether records go on in the order of the input, whatever worked on them."""
     queue: int = DEFAULT_QUEUE
     """Bytes of input that may be in flight."""
     limit: int | None = None

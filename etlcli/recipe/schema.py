@@ -40,7 +40,8 @@ def recipe_schema() -> dict[str, Any]:
                 {"when": {"type": "string"}, "on_error": _object({"then": {"enum": list(THEN)}}), "steps": _STEPS,
                  "sink": {"$ref": "#/$defs/sink"}}, ["sink"])},
             "runtime": _object(
-                dict.fromkeys(("workers", "memory", "queue", "timeout"), _NUMBER_OR_TEXT)
+                {**dict.fromkeys(("workers", "memory", "queue", "timeout"), _NUMBER_OR_TEXT),
+                 "ordered": {"type": "boolean"}}
             ),
             "checkpoint": _object(
                 {"dir": {"type": "string"}, "every": _NUMBER_OR_TEXT, "keep": _NUMBER_OR_TEXT}, ["dir"]

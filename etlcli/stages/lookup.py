@@ -4,7 +4,8 @@ A reference answers keys with *members*: text such as `,"name":"x"` that can be 
 neither the record's values nor those of the reference are decoded. A record that has such a field already is opened.
 
 A table that fits into memory is a dict, and the join is all `prepare`. Whatever else a reference is (a table on disk, a
-database, a command with a cache) is asked in `apply`, for the distinct keys of a batch at once. What a run has learnt from
+database, a command with a cache) is asked in `apply`, for the distinct keys of a batch at once; or, where a command may be
+asked several questions at a time, before it, in the engine's threads. What a run has learnt from
 a command is committed to the cache file when its output is published, never before.
 """
 
@@ -26,7 +27,7 @@ from etlcli.core.fields import MISSING, Path, parse_path, pointer, projection
 from etlcli.core.intake import parse
 from etlcli.core.keys import keys_of
 from etlcli.core.reshape import encode_lines
-from etlcli.core.stage import Context, Prepared, Stage, State
+from etlcli.core.stage import Context, Prepared, Question, Stage, State
 from etlcli.errors import DataError, EtlError, UsageError, nearest
 from etlcli.formats import ReadOptions, format_of, records
 from etlcli.io.compression import opened
@@ -120,6 +121,7 @@ of --default."""
         concurrency = params.integer(
             "Commands that answer at a time, each some of a batch's keys.", default=1, minimum=1
         )
+        ordered = params.ordered("Whether records keep their order, with concurrency; else they go on as answers come.")
         cache = params.path("File that keeps the answers for the next run; made if it is not there.", written=True)
         ttl = params.duration("How long an answer is good.")
         max_entries = params.integer("Most answers that are remembered.", default=1_000_000, minimum=1)
@@ -159,6 +161,7 @@ of --default."""
         if params.command:
             self._reference = self._asked = _Asked(params, ctx, pairs, fields)
             self.asks = f"the command {params.command[0]}"
+            self.waits = self.at_once > 1
         else:
             self._reference = _opened_table(located(params.from_, ctx.base_dir), params.table, ctx, pairs, fields)
             self._table = self._reference.table if isinstance(self._reference, _Loaded) else None
@@ -178,13 +181,42 @@ of --default."""
         if keys is None or not batch.count:
             yield batch
             return
+        if isinstance(keys, _Answered):
+            keys, answers = keys
+        else:
+            asked = self._distinct(batch, keys)
+            answers = self._reference.find(asked) if asked else {}
+        joined = self._joined(batch, keys, answers)
+        self.ctx.reject(joined.rejects)
+        yield joined.batch
+
+    @property
+    def at_once(self) -> int:
+        return int(self.params.concurrency)
+
+    @property
+    def in_order(self) -> bool:
+        return bool(self.params.ordered)
+
+    def questions(self, batch: Batch) -> Iterator[Question]:
+        assert self._asked
+        keys = self.prepare(batch).extra
+        share = -(-batch.count // self.at_once)
+        for start in range(0, batch.count, share):
+            own, its_keys = batch.take(range(start, min(start + share, batch.count))), keys[start : start + share]
+            yield self._asked.question(own, its_keys, self._distinct(own, its_keys))
+
+    def answered(self, question: Question) -> Prepared:
+        assert self._asked
+        return Prepared(question.batch, extra=self._asked.answered(question))
+
+    def _distinct(self, batch: Batch, keys: Sequence[str]) -> dict[str, Sequence[Any]]:
+        """The keys to be asked for, each with the values it is made of."""
         asked: dict[str, Sequence[Any]] = {}
         for key, values in zip(keys, zip(*batch.columns(self._paths), strict=True), strict=True):
             asked.setdefault(key, values)
         asked.pop(_NO_KEY, None)
-        joined = self._joined(batch, keys, self._reference.find(asked) if asked else {})
-        self.ctx.reject(joined.rejects)
-        yield joined.batch
+        return asked
 
     def explain(self, record: Batch) -> list[str]:
         columns = record.columns(self.reads())[: len(self._paths)]
@@ -434,6 +466,37 @@ class _InDatabase:
 # -- A command --------------------------------------------------------------------------------------------------------
 
 
+_Outcome = tuple["list[str | None] | Failure", int]
+"""What a command says of some keys, and how many tries it took."""
+
+
+_Said = dict[str, "bytes | Failure | None"]
+"""Members by key. None is an answer, too: there is no such key."""
+
+
+class _Asking(NamedTuple):
+    """What a question goes by: the batch's keys, what was known of them, and which this question asks for, and others."""
+
+    keys: Sequence[str]
+    known: _Said
+    unknown: list[str]
+    asked: dict[str, Question]
+
+
+class _Answered(NamedTuple):
+    """The keys of a batch, and all that is known of them."""
+
+    keys: Sequence[str]
+    answers: Answers
+
+
+def _answers(keys: Sequence[str], outcome: _Outcome) -> _Said:
+    given, tries = outcome
+    if isinstance(given, Failure):
+        return dict.fromkeys(keys, given._replace(attempts=tries))
+    return {key: None if text is None else text.encode() for key, text in zip(keys, given, strict=True)}
+
+
 class _Asked:
     """What a command answers, each key asked for once as long as the answer is remembered."""
 
@@ -446,7 +509,7 @@ class _Asked:
         self._fields = fields
         directory = os.path.abspath(ctx.base_dir) if ctx.base_dir else ""
         find_command(params.command, directory)
-        self._commands = Commands(params.command, directory, params.timeout, concurrency=params.concurrency)
+        self._commands = Commands(params.command, directory, params.timeout)
         ctx.resources.callback(self._commands.stop)
         self.names: dict[str, None] = dict.fromkeys(fields.values())
         self._path = os.path.join(ctx.base_dir, params.cache) if params.cache else ""
@@ -456,6 +519,8 @@ class _Asked:
             "fields": fields,
             "command": list(params.command),
         }
+        self._asked: dict[str, Question] = {}
+        """Which question asks for a key."""
         self._cache: CacheFile | None = None
         self._store: RecentStore | None = None
         if self._path and os.path.lexists(self._path):
@@ -464,30 +529,52 @@ class _Asked:
             check_cache(self._path, self._about)
 
     def find(self, keys: Mapping[str, Sequence[Any]]) -> Answers:
-        store = self._store = self._store or self._open_store()
-        # None is an answer, too: there is no such key.
-        known = {key: self._remembered(value) for key, value in store.get(keys).items() if self._is_fresh(value)}
+        known = self._known(keys)
         unknown = [key for key in keys if key not in known]
         self._ctx.looked_up(len(known), len(unknown))
-        answers: Answers = {key: text.encode() for key, text in known.items() if text is not None}
-        if not unknown:
-            return self._named(answers)
-        share = -(-len(unknown) // self._params.concurrency)
-        parts = [unknown[start : start + share] for start in range(0, len(unknown), share)]
-        with self._ctx.waiting("command"):
-            outcomes = list(
-                self._commands.each(
-                    lambda part: self._ctx.retry(partial(self._ask, [keys[key] for key in part])), parts
-                )
-            )
-        for part, (given, tries) in zip(parts, outcomes, strict=True):
-            if isinstance(given, Failure):
-                answers.update(dict.fromkeys(part, given._replace(attempts=tries)))
-                continue
+        if unknown:
+            with self._ctx.waiting("command"):
+                outcome = self._ctx.retry(partial(self._ask, [keys[key] for key in unknown]))
+            self._remember(unknown, outcome)
+            known |= _answers(unknown, outcome)
+        return self._named(known)
+
+    def question(self, batch: Batch, batch_keys: Sequence[str], keys: Mapping[str, Sequence[Any]]) -> Question:
+        """About those `keys` of a batch that are not known. What another question asks is not asked again."""
+        known = self._known(keys)
+        asked = {key: self._asked[key] for key in keys if key in self._asked and key not in known}
+        unknown = [key for key in keys if key not in known and key not in asked]
+        self._ctx.looked_up(len(known) + len(asked), len(unknown))
+        call = partial(self._ctx.retry, partial(self._ask, [keys[key] for key in unknown])) if unknown else None
+        extra = _Asking(batch_keys, known, unknown, asked)
+        question = Question(batch, call, extra, list(dict.fromkeys(asked.values())))
+        self._asked |= dict.fromkeys(unknown, question)
+        return question
+
+    def answered(self, question: Question) -> _Answered:
+        keys, answers, unknown, asked = question.extra
+        if unknown:
+            self._remember(unknown, question.answer)
+            answers |= _answers(unknown, question.answer)
+            for key in unknown:
+                del self._asked[key]
+        for other in dict.fromkeys(asked.values()):
+            found = _answers(other.extra.unknown, other.answer)
+            answers |= {key: found[key] for key in asked if asked[key] is other and key in found}
+        return _Answered(keys, self._named(answers))
+
+    def _known(self, keys: Mapping[str, Sequence[Any]]) -> _Said:
+        """What is remembered."""
+        store = self._store = self._store or self._open_store()
+        found = {key: self._remembered(value) for key, value in store.get(keys).items() if self._is_fresh(value)}
+        return {key: None if text is None else text.encode() for key, text in found.items()}
+
+    def _remember(self, keys: Sequence[str], outcome: _Outcome) -> None:
+        given, _ = outcome
+        if not isinstance(given, Failure):
+            assert self._store
             now = round(time(), 3)
-            store.put({key: {"seen": now, "found": text} for key, text in zip(part, given, strict=True)})
-            answers.update((key, text.encode()) for key, text in zip(part, given, strict=True) if text is not None)
-        return self._named(answers)
+            self._store.put({key: {"seen": now, "found": text} for key, text in zip(keys, given, strict=True)})
 
     def finish(self) -> None:
         if self._cache and self._store:
@@ -530,8 +617,9 @@ class _Asked:
     def _foreign(self, value: Any) -> DataError:
         return DataError(f"{self._path} holds a value that is no answer of lookup: {value!r}", where=self._path)
 
-    def _named(self, answers: Answers) -> Answers:
-        """The same, their fields noted."""
+    def _named(self, said: _Said) -> Answers:
+        """The answers that are something, their fields noted."""
+        answers: Answers = {key: each for key, each in said.items() if each is not None}
         if not self._fields:
             for members in set(answers.values()):
                 if isinstance(members, bytes) and members:

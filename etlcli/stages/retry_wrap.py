@@ -4,14 +4,14 @@ In batch mode each batch is one call: NDJSON on the command's stdin, NDJSON from
 as the policy's retry says; after that, with `isolate`, the batch is halved until the records that make it fail stand
 alone. In line mode one process lives as long as the run and answers each line with a line.
 
-Calls are made in `prepare`. They wait and do not compute, so several go at once in threads; their answers are put in order.
+Calls are made in `prepare`; or, several at a time, in the engine's threads, as they wait and do not compute.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from math import inf
@@ -21,7 +21,7 @@ from etlcli.core import params
 from etlcli.core.batch import Batch, Reject, Span, chunk_of
 from etlcli.core.fields import projection
 from etlcli.core.intake import parse
-from etlcli.core.stage import Context, Prepared, Stage, State
+from etlcli.core.stage import Context, Prepared, Question, Stage, State
 from etlcli.errors import FindingsError, UsageError
 from etlcli.io.command import Command, CommandError, Commands, MisalignedError, find_command
 from etlcli.registry import find
@@ -84,6 +84,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         isolate = params.flag("Halve a failing batch until the records it fails for stand alone.")
         any_count = params.flag("Let the command print fewer or more records than it was given.")
         concurrency = params.integer("Batches that are at the command at a time.", default=1, minimum=1)
+        ordered = params.ordered("Whether records keep their order, with concurrency; else they go on as answers come.")
 
         def verify(self) -> None:
             if not (self.command or self.stage):
@@ -106,7 +107,7 @@ lines are put to it again as a batch with --isolate, so it may see a record more
         self.asks = f"the command {self._name}"
         self._directory = os.path.abspath(ctx.base_dir) if ctx.base_dir else ""
         find_command(self._argv, self._directory)
-        self._commands = Commands(self._argv, self._directory, params.timeout, self._name, params.concurrency)
+        self._commands = Commands(self._argv, self._directory, params.timeout, self._name)
         self._process: Command | None = None
         ctx.resources.callback(self._commands.stop)
         ctx.resources.callback(self._end_process)
@@ -114,12 +115,26 @@ lines are put to it again as a batch with --isolate, so it may see a record more
     def prepare(self, batch: Batch) -> Prepared:
         if not batch.count:
             return Prepared(batch)
-        size = self.params.size
-        parts = [range(start, min(start + size, batch.count)) for start in range(0, batch.count, size)]
         call = self._by_line if self.params.mode == "line" else partial(self._by_batch, isolate=self.params.isolate)
         with self.ctx.waiting("command"):
-            outcomes = list(chain.from_iterable(self._commands.each(partial(call, batch), parts)))
+            outcomes = list(chain.from_iterable(map(partial(call, batch), self._parts(batch))))
         return self._prepared(batch, outcomes)
+
+    @property
+    def at_once(self) -> int:
+        return int(self.params.concurrency)
+
+    @property
+    def in_order(self) -> bool:
+        return bool(self.params.ordered)
+
+    def questions(self, batch: Batch) -> Iterator[Question]:
+        for part in self._parts(batch):
+            own = batch.take(part)
+            yield Question(own, partial(self._by_batch, own, range(own.count), isolate=self.params.isolate))
+
+    def answered(self, question: Question) -> Prepared:
+        return self._prepared(question.batch, question.answer)
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         if self.params.any_count:
@@ -133,6 +148,11 @@ lines are put to it again as a batch with --isolate, so it may see a record more
             except CommandError as error:
                 raise self._untrusted(error) from None
         return ()
+
+    def _parts(self, batch: Batch) -> Iterator[range]:
+        """Which records go to the command together."""
+        for start in range(0, batch.count, self.params.size):
+            yield range(start, min(start + self.params.size, batch.count))
 
     def _prepared(self, batch: Batch, outcomes: list[_Answer | _Failure]) -> Prepared:
         rejects: list[Reject] = []

@@ -143,7 +143,7 @@ def _of_case(folder: Path) -> Trial | None:
     stage = load(COMPONENTS[name].target)
     try:
         values = component.component_command(name).make_context(name, words[2:]).params
-        spec = component.step(name, {option.name: values[option.name] for option in stage.Params.options})
+        spec = component.step(name, {option.name: values.get(option.name) for option in stage.Params.options})
         lines = _good_lines(folder, values["inputs"])
         with ExitStack() as resources:
             stage(spec.params, _context(folder, resources))

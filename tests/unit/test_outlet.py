@@ -32,6 +32,9 @@ class Slow:
     def finish(self) -> None:
         self.finished = True
 
+    def settle(self) -> None:
+        """Nothing is on its way in it."""
+
 
 def queue(outlet: Any, limit: int) -> Queue:
     return Queue(outlet, limit)
