@@ -254,7 +254,7 @@ class Question:
     """Records that somebody else is asked about. What `call` returns, which is made in a thread and may take its time, is
     the `answer`. `after` are questions whose answers this one needs, too."""
 
-    __slots__ = ("_after", "_call", "answer", "batch", "error", "extra", "is_answered")
+    __slots__ = ("_after", "_call", "answer", "batch", "extra", "failure", "is_answered")
 
     def __init__(
         self, batch: Batch, call: Callable[[], Any] | None, extra: Any = None, after: Sequence[Question] = ()
@@ -263,7 +263,7 @@ class Question:
         self.batch = batch
         self.extra = extra
         self.answer: Any = None
-        self.error: BaseException | None = None
+        self.failure: BaseException | None = None
         self.is_answered = call is None
         self._call = call
         self._after = after
@@ -273,12 +273,12 @@ class Question:
         return self.is_answered and all(other.is_answered for other in self._after)
 
     def ask(self) -> None:
-        """What the call raises is the `error`."""
+        """What the call raises is the `failure`."""
         assert self._call
         try:
             self.answer = self._call()
         except BaseException as error:
-            self.error = error
+            self.failure = error
         self.is_answered = True
 
 

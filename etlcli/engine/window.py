@@ -57,8 +57,8 @@ class Window:
     def take(self) -> Question | None:
         """The next question that is answered, and is no longer held then. Raises what a call raised."""
         for question in self._held:
-            if question.error:
-                raise question.error
+            if question.failure:
+                raise question.failure
         for at, question in enumerate(self._held[:1] if self._ordered else self._held):
             if question.is_complete:
                 return self._held.pop(at)
