@@ -103,9 +103,10 @@ def test_a_terminal_that_goes_away_or_changes_its_size_ends_nothing(tmp_path: Pa
 
 def test_log_lines_elsewhere(tmp_path: Path) -> None:
     write(tmp_path, logging={"every": "300ms"})
-    silent = run_etl("run", "recipe.yaml", cwd=tmp_path, env=environment(FORCE_COLOR="1"))
+    silent = run_etl("run", "recipe.yaml", "--no-progress", cwd=tmp_path)
     assert (silent.returncode, silent.stderr) == (0, b"")
-    told = run_etl("run", "recipe.yaml", "--progress", "--log-format", "json", cwd=tmp_path)
+    coloured = environment(FORCE_COLOR="1")
+    told = run_etl("run", "recipe.yaml", "--log-format", "json", cwd=tmp_path, env=coloured)
     assert told.returncode == 0
     lines = [json.loads(line) for line in told.stderr.splitlines()]
     assert len(lines) >= 2

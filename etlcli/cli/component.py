@@ -60,7 +60,7 @@ def shared_options() -> list[click.Parameter]:
 def watch_options() -> list[click.Parameter]:
     return [
         click.Option(["--progress/--no-progress"], default=None,
-                     help="Show how far it is: a line on a terminal, log lines elsewhere. By default on a terminal only."),
+                     help="Show how far long work is, or do not: a line on a terminal, log lines elsewhere."),
         click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on stderr but errors."),
     ]  # fmt: skip
 

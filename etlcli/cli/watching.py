@@ -26,7 +26,7 @@ class Wishes(NamedTuple):
     """Of the log, stronger than a recipe's, as its format."""
     format: str | None = None
     progress: bool | None = None
-    """None for where it disturbs nobody."""
+    """None: a line on a terminal where that disturbs nobody, log lines where there is no terminal."""
     quiet: bool = False
     reports: tuple[str, ...] = ()
     """FORMAT=PATH each."""
@@ -50,7 +50,8 @@ def observers(recipe: Recipe, watch: Watch, log: Log, wishes: Wishes) -> list[Ob
         from etlcli.observe.heartbeat import Heartbeat
 
         on_line = _on_line(recipe, wishes.progress)
-        watching.append(Heartbeat(log, recipe.logging.every, always=bool(wishes.progress) and not on_line))
+        in_lines = not on_line and (not os.isatty(2) if wishes.progress is None else wishes.progress)
+        watching.append(Heartbeat(log, recipe.logging.every, always=in_lines))
         if on_line:
             from etlcli.observe.progress import Progress
 
