@@ -42,7 +42,7 @@ _RUNTIME: dict[str, Callable[[Any], Any]] = {"workers": parse_workers, "limit": 
 EXAMPLES = (
     ("etl run recipe.yaml", "run it"),
     ("etl run recipe.yaml --dry-run", "check the recipe, its schemas and inputs, and show the plan"),
-    ("etl run recipe.yaml --on-overlap skip --timeout 50m", "from cron, every hour"),
+    ("etl run -q recipe.yaml --on-overlap skip --timeout 50m", "from cron, every hour: no mail but of errors"),
     ("etl run recipe.yaml --limit 100", "a first look"),
     ("etl run recipe.yaml --report html=run.html", "with a page about what it did"),
     ("etl run recipe.yaml --set sink.with.path=today.csv --set 'errors.max=100'", "with other values"),
