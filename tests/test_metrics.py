@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -272,6 +273,15 @@ def test_a_text_file_that_cannot_be_written_costs_a_warning(work: Work) -> None:
     assert done.stderr.count(b"textfile_failed") == 1
 
 
+def test_a_pipe_in_the_place_of_the_text_file_stays_one(work: Work) -> None:
+    os.mkfifo(work.directory / "etl.prom")
+    work.write(metrics={"textfile": "etl.prom", "every": "10ms"})
+    done = work.run()
+    assert done.returncode == 0
+    assert done.stderr.count(b"is not a plain file") == 1
+    assert stat.S_ISFIFO(os.stat(work.directory / "etl.prom").st_mode)
+
+
 def test_prometheus_scrapes_a_run(work: Work, tmp_path: Path) -> None:
     port = free_port()
     work.write(
@@ -346,6 +356,8 @@ def test_no_counter_goes_back_when_a_killed_run_is_gone_on_with(work: Work) -> N
         threading.Event().wait(0.01)
     assert second.returncode == 0
     look()
+    # The counters are there from the first version on, also when the run has just been gone on with.
+    assert all(any(name.startswith("etl_records_total") for name in each) for each in shown)
     counters = [name for name in shown[-1] if re.match(r"\w+_(total|count|sum|bucket)\{", name)]
     assert len(counters) > 50
     for name in counters:

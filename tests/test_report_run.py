@@ -132,3 +132,51 @@ def test_paths_that_cannot_work_are_refused_before_the_run(
     assert done.returncode == code, done.stderr
     assert says in done.stderr.decode()
     assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "args"),
+    [
+        ({"metrics": {"textfile": "recipe.yaml"}}, []),
+        ({"logging": {"file": "recipe.yaml"}}, []),
+        ({"lineage": {"file": "./recipe.yaml"}}, []),
+        ({"route": [{"sink": {"id": "zero", "uses": "write", "with": {"path": "recipe.yaml"}}}]}, []),
+        ({}, ["--report", "html=recipe.yaml"]),
+    ],
+)
+def test_nothing_takes_the_place_of_the_recipe(tmp_path: Path, changes: dict[str, Any], args: list[str]) -> None:
+    write(tmp_path, **changes)
+    before = (tmp_path / "recipe.yaml").read_bytes()
+    done = run_etl("run", "recipe.yaml", *args, cwd=tmp_path)
+    assert done.returncode == 78, done.stderr
+    assert (tmp_path / "recipe.yaml").read_bytes() == before
+
+
+def test_secrets_of_the_environment_are_shown_nowhere(tmp_path: Path) -> None:
+    step = {
+        "uses": "validate",
+        "with": {"rules": ['n != "${env.DB_TOKEN}"', "n < 6"]},
+        "on_error": {"then": "quarantine"},
+    }
+    write(
+        tmp_path,
+        steps=[step],
+        route=[{"sink": {"id": "rest", "uses": "write", "with": {"path": "${env.DB_TOKEN}.ndjson"}}}],
+        errors={"quarantine": "quarantine.ndjson"},
+        lineage={"file": "lineage.ndjson"},
+        metrics={"textfile": "etl.prom"},
+        logging={"level": "debug", "file": "run.log"},
+    )
+    env = environment(DB_TOKEN="tok3nvalue")
+    done = run_etl("run", "recipe.yaml", *REPORTS, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    why = [
+        run_etl("why", "in.ndjson:7", "--recipe", "recipe.yaml", *args, cwd=tmp_path, env=env)
+        for args in ([], ["--json"])
+    ]
+    texts = [done.stderr, *(each.stdout + each.stderr for each in why)]
+    names = ("run.html", "run.json", "lineage.ndjson", "etl.prom", "run.log", "quarantine.ndjson")
+    texts += [(tmp_path / name).read_bytes() for name in names]
+    assert all(b"tok3nvalue" not in text for text in texts)
+    assert b"***" in (tmp_path / "run.json").read_bytes()
+    assert (tmp_path / "tok3nvalue.ndjson").exists()

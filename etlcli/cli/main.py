@@ -34,6 +34,7 @@ EXIT_CODES = {
     2: "usage: unknown command or option, or values that cannot be",
     65: "input cannot be read as data: damaged compression, a JSON array cut short, a damaged cache file",
     66: "an input is missing or cannot be opened",
+    69: "a server or a database cannot be reached",
     70: "internal error; records that do not balance",
     73: "an output cannot be created",
     74: "I/O error: full disk, closed stdout, an upstream etl that did not finish",

@@ -14,6 +14,7 @@ from etlcli.cli.component import examples_text
 from etlcli.engine import why as engine
 from etlcli.engine.why import Place, StepTrace, Trace, Why
 from etlcli.errors import RecipeError, UsageError
+from etlcli.io.masking import without_secrets
 from etlcli.io.terminal import safe, safe_json
 from etlcli.observe.logs import Log
 from etlcli.recipe.load import load_recipe
@@ -84,10 +85,10 @@ def why(place: str, recipe: str, settings: tuple[str, ...], run_commands: bool, 
             raise
         raise RecipeError(f"{error.where}: {error.message}", where=recipe, hint=error.hint) from None
     if as_json:
-        sys.stdout.write(safe_json(msgspec.json.encode(trace).decode()) + "\n")
+        sys.stdout.write(safe_json(without_secrets(msgspec.json.encode(trace).decode())) + "\n")
     else:
         style = _styled if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else _plain
-        sys.stdout.writelines(line + "\n" for line in _report(trace, recipe, style))
+        sys.stdout.writelines(without_secrets(line) + "\n" for line in _report(trace, recipe, style))
     return 0 if trace.outcome in (engine.REACHED, engine.ABSORBED) else 1
 
 

@@ -17,6 +17,7 @@ import msgspec
 from etlcli.core.batch import Reject
 from etlcli.core.edit import encode
 from etlcli.io.files import AppendFile, Position
+from etlcli.io.masking import without_secrets
 from etlcli.observe.logs import now
 from etlcli.recipe.model import Recipe
 
@@ -53,7 +54,7 @@ class Quarantine:
             **self._constant,
             "step": step,
             "code": reject.code,
-            "errors": reject.errors,
+            "errors": [{**error, "message": without_secrets(error["message"])} for error in reject.errors],
             "origin": reject.origin._asdict() if reject.origin else None,
             "attempts": reject.attempts,
             "at": at,

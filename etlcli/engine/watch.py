@@ -13,7 +13,7 @@ from etlcli.core.batch import Reject
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.engine.step import Step
 from etlcli.errors import UsageError, nearest
-from etlcli.io.masking import masked
+from etlcli.io.masking import hidden, masked, without_secrets
 from etlcli.observe.status import RUNNING, STARTING, CheckpointMark, CustomMetric, Example, Status, StepStatus
 from etlcli.recipe.model import Recipe, StepSpec
 
@@ -65,9 +65,9 @@ class Watch:
             self._noted[step, reject.code] += 1
             if self._noted[step, reject.code] <= _EXAMPLES:
                 origin = reject.origin
-                raw = reject.raw[:_EXCERPT].decode(errors="backslashreplace")
+                raw = without_secrets(reject.raw[:_EXCERPT].decode(errors="backslashreplace"))
                 path, line = (masked(origin.path), origin.line) if origin else (None, None)
-                self._examples.append(Example(step, reject.code, reject.message, path, line, raw))
+                self._examples.append(Example(step, reject.code, hidden(reject.message), path, line, raw))
 
     def tap(self, step: str, side: str, tap: Tap) -> Callable[[], None]:
         """As `observe.control.Tappable` has it."""
@@ -101,7 +101,7 @@ class Watch:
             started=self.started,
             now=time.time(),
             exit_code=self.exit_code,
-            error=self.error,
+            error=self.error and hidden(self.error),
             read=counts[0].effort.bytes_in if counts else 0,
             size=self._size,
             received=self._ledger.received,

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
 
+_WORDS = {
+    "ConnectionError": "no connection",
+    "RetryError": "the server keeps failing",
+    "_RefusedError": "refused, or nobody there",
+}
 PATIENCE = 5.0
 """Seconds that the end of a run waits for what is on its way."""
 
@@ -64,4 +69,6 @@ def _told(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     if isinstance(status, int):
         return f"the server says {status}"
-    return cause.strerror or type(cause).__name__ if isinstance(cause, OSError) else type(error).__name__
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return _WORDS.get(type(error).__name__, type(error).__name__)

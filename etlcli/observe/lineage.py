@@ -16,7 +16,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from etlcli.errors import UsageError
 from etlcli.io.inputs import STDIN, is_url
-from etlcli.io.masking import masked
+from etlcli.io.masking import masked, without_secrets
 from etlcli.observe.courier import PATIENCE, Courier, hush
 from etlcli.observe.status import SUCCEEDED, Look, Observer, Status, StepStatus
 
@@ -45,8 +45,9 @@ def dataset_of(step: str, path: str) -> Dataset | None:
     if is_url(path):
         parts = urlsplit(path)
         host = parts.netloc.rpartition("@")[2]
-        return Dataset(step, f"{parts.scheme}://{host}", parts.path or "/")
-    return Dataset(step, "file", os.fsencode(os.path.abspath(path)).decode(errors="backslashreplace"))
+        return Dataset(step, f"{parts.scheme}://{host}", without_secrets(parts.path or "/"))
+    name = os.fsencode(os.path.abspath(path)).decode(errors="backslashreplace")
+    return Dataset(step, "file", without_secrets(name))
 
 
 class Lineage(Observer):

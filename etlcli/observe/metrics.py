@@ -15,12 +15,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from threading import Lock, Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from etlcli.core import params
 from etlcli.core.effort import BUCKETS
 from etlcli.core.params import Declared
-from etlcli.errors import EtlError
+from etlcli.errors import CannotCreateError, EtlError
 from etlcli.observe.periodic import Periodic
 from etlcli.observe.status import STARTING, SUCCEEDED, CustomMetric, CustomSeries, Look, Observer, Status, StepStatus
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 Log = Callable[..., None]
 _LAST_SUCCESS = "etl_last_success_timestamp_seconds"
 _PATIENCE = 1.0
+_LEAST = 0.2
+_LARGEST = 16 << 20
+"""Bytes of a text file that is looked at for what an earlier run has left."""
 
 
 class MetricsSpec(Declared):
@@ -314,23 +318,30 @@ class Pushing:
         self._timeout = timeout
         self._log = log
         self._failing = False
+        self._periodic: Periodic | None = None
 
     def open(self, registry: CollectorRegistry, job: str) -> None:
         self._registry = registry
         self._job = job
-        self._periodic = Periodic(self._every, lambda: self._push("POST"))
+
+    def start(self) -> None:
+        self._periodic = Periodic(self._every, lambda: self._push("POST", self._timeout))
 
     def close(self, last: Status) -> None:
-        if not self._periodic.stop(self._timeout + _PATIENCE):
+        """A push that is going on and the last one have the time of one together."""
+        end = monotonic() + self._timeout
+        if self._periodic and not self._periodic.stop(self._timeout):
             self._say("the gateway does not answer")
             return
-        final = Thread(target=self._push, args=("PUT" if last.state == SUCCEEDED else "POST",), daemon=True)
+        left = max(_LEAST, end - monotonic())
+        method = "PUT" if last.state == SUCCEEDED else "POST"
+        final = Thread(target=self._push, args=(method, left), daemon=True)
         final.start()
-        final.join(self._timeout + _PATIENCE)
+        final.join(left + _PATIENCE)
         if final.is_alive():
             self._say("the gateway does not answer")
 
-    def _push(self, method: str) -> None:
+    def _push(self, method: str, timeout: float) -> None:
         from prometheus_client import push_to_gateway, pushadd_to_gateway
         from prometheus_client.exposition import basic_auth_handler, default_handler
 
@@ -341,7 +352,7 @@ class Pushing:
 
         push = push_to_gateway if method == "PUT" else pushadd_to_gateway
         try:
-            push(self._url, self._job, self._registry, timeout=self._timeout, handler=handler)
+            push(self._url, self._job, self._registry, timeout=timeout, handler=handler)
         except Exception as error:  # urllib's, http.client's and the socket's
             self._say(str(error) or type(error).__name__)
         else:
@@ -363,14 +374,18 @@ class TextFile:
         self._every = every
         self._log = log
         self._failing = False
+        self._periodic: Periodic | None = None
 
     def open(self, registry: CollectorRegistry, job: str) -> None:
         self._registry = registry
         self._success = _last_success(self._path)
+
+    def start(self) -> None:
         self._periodic = Periodic(self._every, self._replace)
 
     def close(self, last: Status) -> None:
-        self._periodic.stop(_PATIENCE)
+        if self._periodic:
+            self._periodic.stop(_PATIENCE)
         if last.state == SUCCEEDED:
             self._success = b""
         self._replace()
@@ -381,6 +396,8 @@ class TextFile:
         from etlcli.io.files import AtomicFile
 
         try:
+            if os.path.exists(self._path) and not os.path.isfile(self._path):
+                raise CannotCreateError(f"{self._path} is not a plain file", where=self._path)
             file = AtomicFile(self._path)
             try:
                 file.write(generate_latest(self._registry) + self._success)
@@ -412,6 +429,9 @@ class Listening:
             self._log("warning", "listen_failed", address=where, reason=error.strerror or str(error))
             return
         self._log("info", "listening", address="{}:{}".format(*self._server.server_address[:2]))
+
+    def start(self) -> None:
+        """It has answered from the beginning."""
 
     def close(self, last: Status) -> None:
         if self._server:
@@ -450,6 +470,8 @@ def _credentials(url: str) -> tuple[str, str | None, str | None]:
 
 def _last_success(path: str) -> bytes:
     """What a text file says of the last good run, as lines: the series must stay while later ones fail."""
+    if not os.path.isfile(path) or os.path.getsize(path) > _LARGEST:
+        return b""
     with suppress(OSError):
         with open(path, "rb") as file:
             lines = re.findall(rb"^(?:# (?:HELP|TYPE) )?%b[ {].*\n" % _LAST_SUCCESS.encode(), file.read(), re.MULTILINE)
@@ -478,6 +500,10 @@ class Metrics(Observer):
         registry.register(Collector(look, self._shown))
         for door in self._doors:
             door.open(registry, look().recipe)
+
+    def running(self) -> None:
+        for door in self._doors:
+            door.start()
 
     def end(self, last: Status) -> None:
         for door in self._doors:

@@ -37,6 +37,7 @@ def check_beside(recipe: Recipe, reports: Sequence[str] = ()) -> None:
     files = [(where, f"{what} {path}", _real(recipe, path)) for where, what, path in named if path]
     files += [("--report", f"report {path}", os.path.realpath(path)) for path in reports]
     taken = {*_paths(recipe), *([_real(recipe, recipe.quarantine)] if recipe.quarantine else [])} if files else set()
+    taken |= {os.path.realpath(recipe.path)} if recipe.path else set()
     for where, what, file in files:
         if file in taken:
             raise UsageError(
@@ -70,6 +71,8 @@ def _outputs(recipe: Recipe) -> list[str]:
     paths = [path for sink in recipe.sinks if (path := getattr(sink.params, "path", None)) and path != STDIN]
     outputs = [_real(recipe, path) for path in paths]
     for path, output in zip(paths, outputs, strict=True):
+        if recipe.path and output == os.path.realpath(recipe.path):
+            raise UsageError(f"the output {path} would take the place of the recipe", where="sink", hint="name another")
         if outputs.count(output) > 1:
             raise UsageError(f"two sinks write {path}", where="sinks", hint="give each a file of its own")
     return outputs
