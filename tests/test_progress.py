@@ -41,6 +41,7 @@ def test_a_line_on_a_terminal_that_goes_with_the_run(tmp_path: Path) -> None:
     assert terminal.process.wait(60) == 0
     assert b"slow " in shown
     assert b"1,000 records read" in shown
+    assert b"retry-wrap waits for command" in shown
     assert MOVES.search(shown)
     # It has taken its line away, and shown the cursor again.
     assert shown.endswith(b"\x1b[?25h\r\x1b[1A\x1b[2K")

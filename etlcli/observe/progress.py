@@ -76,12 +76,15 @@ class Progress(Observer):
             pass
 
     def _update(self, line: Any) -> None:
-        task = line.add_task(safe(self._look().recipe), total=None, figures="")
+        before = self._look()
+        task = line.add_task(safe(before.recipe), total=None, figures="")
         while True:
             status = self._look()
             self._rates.add(status)
-            line.update(task, total=status.size, completed=status.read, figures=_figures(status, self._rates))
+            shown = _figures(status, self._rates) + _waiting(status, before)
+            line.update(task, total=status.size, completed=status.read, figures=shown)
             line.refresh()
+            before = status
             if self._over.wait(_EVERY):
                 return
 
@@ -100,6 +103,18 @@ def _figures(status: Status, rates: Rates) -> str:
     if status.rejected:
         parts.append(f"{figures.count(status.rejected)} rejected")
     return "  ".join(parts)
+
+
+def _waiting(status: Status, before: Status) -> str:
+    """Which step has waited most since, if it did little else, and what for."""
+    earlier = {step.id: step.blocked for step in before.steps}
+    waits = [
+        (seconds - earlier.get(step.id, {}).get(what, 0.0), step.id, what)
+        for step in status.steps
+        for what, seconds in step.blocked.items()
+    ]
+    longest, step, what = max(waits, default=(0.0, "", ""))
+    return f"  {safe(step)} waits for {safe(what)}" if longest > (status.now - before.now) / 2 > 0 else ""
 
 
 def _above(console: Console, text: str) -> None:
