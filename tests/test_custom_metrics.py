@@ -193,7 +193,7 @@ def test_no_counter_goes_back_behind_a_checkpoint(work: Work) -> None:
     """What was shown after the last checkpoint of a run that was killed; only a sum of negative values may fall."""
     from prometheus_client import CollectorRegistry
 
-    from etlcli.observe.metrics import Collector
+    from etlcli.observe.series import Collector
     from etlcli.observe.status import CustomMetric, CustomSeries, Status
 
     def status(value: float, count: int, falls: bool) -> Status:

@@ -311,6 +311,90 @@ def test_an_address_that_is_taken_costs_a_warning(work: Work) -> None:
     assert b"listen_failed" in done.stderr
 
 
+class Exported:
+    """A run that waits for input and is scraped."""
+
+    def __init__(self, work: Work, **more: Any) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}/metrics"
+        work.write(
+            source={"uses": "read", "with": {"paths": ["-"]}},
+            metrics={"listen": self.url[7:-8], "textfile": "etl.prom", "every": "50ms", "timeout": "100ms"},
+        )
+        self.work = work
+        self.run = work.start(stdin=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+        assert self.run.stdin
+        self.run.stdin.write(GOOD)
+        self.run.stdin.flush()
+        until(lambda: prometheus.answers(self.url))
+        until(lambda: self.read(fetch(self.url)) == 2000)
+        until(lambda: self.read(self.file()) == 2000)
+
+    def file(self) -> str:
+        path = self.work.directory / "etl.prom"
+        return path.read_text() if path.exists() else ""
+
+    def read(self, text: str) -> float | None:
+        return count(samples(text), "etl_records_total", "night/ly", step="read", outcome="out")
+
+    @property
+    def exporter(self) -> int:
+        """The process that shows the metrics: the only child of a run without workers."""
+        (child,) = Path(f"/proc/{self.run.pid}/task/{self.run.pid}/children").read_text().split()
+        return int(child)
+
+    def exit_code(self) -> float | None:
+        return count(samples(self.file()), "etl_run_exit_code", "night/ly")
+
+
+def test_a_scrape_does_not_wait_for_the_run(work: Work) -> None:
+    exported = Exported(work)
+    exported.run.send_signal(signal.SIGSTOP)
+    assert exported.read(fetch(exported.url)) == 2000
+    exported.run.send_signal(signal.SIGCONT)
+    _, said = exported.run.communicate(timeout=60)
+    assert (exported.run.returncode, said) == (0, b"")
+    assert not prometheus.answers(exported.url)
+
+
+def test_how_a_run_ended_is_shown_though_the_exporter_was_killed(work: Work) -> None:
+    exported = Exported(work)
+    os.kill(exported.exporter, signal.SIGKILL)
+    until(lambda: not prometheus.answers(exported.url))
+    assert exported.exit_code() is None
+    _, said = exported.run.communicate(timeout=60)
+    assert exported.run.returncode == 0
+    assert said.count(b"metrics_failed") == said.count(b"SIGKILL") == 1
+    assert exported.exit_code() == 0
+
+
+def test_an_exporter_that_does_not_go_on_costs_a_bounded_time(work: Work) -> None:
+    exported = Exported(work)
+    exporter = exported.exporter
+    os.kill(exporter, signal.SIGSTOP)
+    _, said = exported.run.communicate(timeout=60)
+    assert exported.run.returncode == 0
+    assert b"metrics_failed" in said
+    assert not Path(f"/proc/{exporter}").exists()
+
+
+def test_the_exporter_ends_with_a_run_that_is_killed(work: Work) -> None:
+    work.write(runtime={"workers": 2})
+    exported = Exported(work)
+    exported.run.kill()
+    exported.run.communicate(timeout=60)
+    until(lambda: not prometheus.answers(exported.url))
+    assert exported.exit_code() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_for_the_whole_group_is_shown_as_how_the_run_ended(work: Work, number: signal.Signals) -> None:
+    exported = Exported(work, start_new_session=True)
+    os.killpg(exported.run.pid, number)
+    exported.run.communicate(timeout=60)
+    assert exported.run.returncode == -number
+    assert exported.exit_code() == 128 + number
+
+
 @pytest.mark.parametrize(
     ("metrics", "says"),
     [

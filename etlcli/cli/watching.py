@@ -46,6 +46,12 @@ class Wishes(NamedTuple):
 def observers(recipe: Recipe, watch: Watch, log: Log, wishes: Wishes) -> list[Observer]:
     """Raises UsageError and CannotCreateError for what cannot be had."""
     watching: list[Observer] = []
+    if recipe.metrics:  # first, since it forks, and the others have threads
+        from etlcli.engine.checkpoint import SHOWN
+        from etlcli.observe.exporter import Metrics
+
+        shown = os.path.join(recipe.base_dir, recipe.checkpoint.dir, SHOWN) if recipe.checkpoint else None
+        watching.append(Metrics(recipe.metrics, recipe.base_dir, log, shown))
     if not wishes.quiet:
         from etlcli.observe.heartbeat import Heartbeat
 
@@ -60,12 +66,6 @@ def observers(recipe: Recipe, watch: Watch, log: Log, wishes: Wishes) -> list[Ob
         from etlcli.observe.control import Control
 
         watching.append(Control(watch, log))
-    if recipe.metrics:
-        from etlcli.engine.checkpoint import SHOWN
-        from etlcli.observe.metrics import Metrics
-
-        shown = os.path.join(recipe.base_dir, recipe.checkpoint.dir, SHOWN) if recipe.checkpoint else None
-        watching.append(Metrics(recipe.metrics, recipe.base_dir, log, shown))
     if wishes.reports:
         from etlcli.observe.report import parse_report
 

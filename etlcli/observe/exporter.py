@@ -1,0 +1,172 @@
+"""The process that shows a run's metrics, so that no answer waits for the run's work, and the run for no answer.
+
+It is a fork, made before the run has threads, files or records. A thread of the run tells it its `Status` now and then, one
+line of JSON each, and what Prometheus gets is made from the latest: at most a second old, or as old as the one operation,
+such as sorting many records, that lets no other thread of the run have its turn. What it has to say to the log comes back
+as lines, too. Its end of the socket closes when the run is dead, and it ends then without another word.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread, Timer
+from typing import Any, NoReturn
+
+import msgspec
+
+from etlcli.observe.metrics import MetricsSpec
+from etlcli.observe.periodic import Periodic
+from etlcli.observe.status import FAILED, STARTING, SUCCEEDED, Look, Observer, Status
+
+Log = Callable[..., None]
+_FRESH = 1.0
+"""Seconds between two looks at the run."""
+_PATIENCE = 5.0
+"""Seconds beyond its time-out that a door may need to close."""
+
+
+class Metrics(Observer):
+    """Nothing that goes wrong here fails a run."""
+
+    def __init__(self, spec: MetricsSpec, base_dir: str, log: Log, shown: str | None) -> None:
+        """`shown` is the file in which a run that may be gone on with remembers what it has shown."""
+        self._spec = spec
+        self._base_dir = base_dir
+        self._shown = shown
+        self._log = log
+        self._exporter: _Exporter | None = None
+        self._telling: Periodic | None = None
+
+    def begin(self, look: Look) -> None:
+        self._exporter = self._started(look())
+        if exporter := self._exporter:
+            self._telling = Periodic(min(_FRESH, self._spec.every), lambda: exporter.tell(look()))
+
+    def end(self, last: Status) -> None:
+        if self._exporter and self._exporter.is_dead:  # how the run ended is what alerts look at, so once more
+            self._exporter = self._started(last)
+        if self._exporter:
+            self._exporter.end(last, self._telling, self._spec.timeout + _PATIENCE)
+
+    def _started(self, status: Status) -> _Exporter | None:
+        try:
+            return _Exporter(self._spec, self._base_dir, self._shown, status, self._log)
+        except OSError as error:
+            _say_failed(self._log, error.strerror or str(error))
+            return None
+
+
+class _Exporter:
+    """The process, as the run sees it. Raises OSError when it cannot be started."""
+
+    def __init__(self, spec: MetricsSpec, base_dir: str, shown: str | None, first: Status, log: Log) -> None:
+        self._log = log
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._pid = os.fork()
+            except OSError:
+                self._socket.close()
+                raise
+            if not self._pid:
+                self._socket.close()
+                _live(theirs, spec, base_dir, shown, first)
+        os.register_at_fork(after_in_child=self._let_go)
+        self._listening = Thread(target=self._listen, name="etl-metrics", daemon=True)
+        self._listening.start()
+
+    @property
+    def is_dead(self) -> bool:
+        return not self._listening.is_alive()
+
+    def tell(self, status: Status) -> None:
+        with suppress(OSError):  # it is dead, which the thread that listens finds out
+            self._socket.sendall(msgspec.json.encode(status) + b"\n")
+
+    def end(self, last: Status, telling: Periodic | None, patience: float) -> None:
+        """Tells it the last, after what `telling` tells, and returns when it has ended; after `patience` it is killed."""
+        limit = Timer(patience, self._kill)
+        limit.daemon = True
+        limit.start()
+        if telling:
+            telling.stop()
+        self.tell(last)
+        self._listening.join()
+        limit.cancel()
+        self._socket.close()
+
+    def _kill(self) -> None:
+        if not self.is_dead:
+            os.kill(self._pid, signal.SIGKILL)
+
+    def _let_go(self) -> None:
+        """In a worker, which would keep the exporter alive."""
+        with suppress(OSError):
+            os.close(self._socket.fileno())
+
+    def _listen(self) -> None:
+        with self._socket.makefile("rb") as said, suppress(OSError):
+            for line in said:
+                level, event, fields = msgspec.json.decode(line)
+                self._log(level, event, **fields)
+        try:
+            _, status = os.waitpid(self._pid, 0)
+        except ChildProcessError:  # who started this program has told it to forget its children
+            return
+        if os.WIFSIGNALED(status):
+            _say_failed(
+                self._log, f"the process that shows them was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+            )
+
+
+def _say_failed(log: Log, reason: str) -> None:
+    log("warning", "metrics_failed", reason=reason, hint="the run goes on without them")
+
+
+def _live(run: socket.socket, spec: MetricsSpec, base_dir: str, shown: str | None, first: Status) -> NoReturn:
+    """The life of the exporter. What stops a run is for the run to decide about, which then has a last word."""
+
+    def say(level: str, event: str, **fields: Any) -> None:
+        with suppress(OSError):
+            run.sendall(msgspec.json.encode((level, event, fields)) + b"\n")
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        devnull = os.open(os.devnull, os.O_RDWR)
+        for standard in range(3):
+            os.dup2(devnull, standard)
+        _show(run, spec, base_dir, shown, first, say)
+    except Exception as error:
+        _say_failed(say, repr(error))
+    finally:
+        os._exit(0)
+
+
+def _show(run: socket.socket, spec: MetricsSpec, base_dir: str, shown: str | None, status: Status, say: Log) -> None:
+    from prometheus_client import CollectorRegistry
+
+    from etlcli.observe.doors import opened
+    from etlcli.observe.series import Collector
+
+    series = CollectorRegistry()
+    series.register(Collector(lambda: status, shown))
+    doors = opened(spec, base_dir, series, status.recipe, say)
+    started = False
+    decoder = msgspec.json.Decoder(Status)
+    for line in run.makefile("rb"):
+        status = decoder.decode(line)
+        if status.state in (SUCCEEDED, FAILED):
+            break
+        if status.state != STARTING and not started:
+            started = True
+            for door in doors:
+                door.start()
+    else:
+        return
+    for door in doors:
+        door.close(status)
