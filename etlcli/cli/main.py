@@ -44,6 +44,8 @@ EXIT_CODES = {
     130: "interrupted (SIGINT); 143 terminated (SIGTERM); 141 the reader of stdout went away (SIGPIPE)",
 }
 
+_KEPT = 16 << 20
+
 
 class LazyGroup(click.Group):
     """A group that knows its commands by name and help line, and imports one when it is asked for."""
@@ -84,6 +86,9 @@ def main(marker: str | None = None) -> NoReturn:
     # What is loaded stays, and batches are lists of bytes: the collector has little to find, and need not look often.
     gc.freeze()
     gc.set_threshold(100_000)
+    # And they come and go: glibc keeps freed memory for the next one up to twice the largest block it was ever given back,
+    # rather than have the system clear its pages again (mallopt(3), M_MMAP_THRESHOLD).
+    bytes(_KEPT)
     _install_signals()
     try:
         code = _run()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from etlcli.connectors.progress import Place, Progress, Start
 from etlcli.core import params
-from etlcli.core.batch import Batch, Reject, Span, chunk_of, lines_of
+from etlcli.core.batch import Batch, Reject, Span, whole_lines_of
 from etlcli.core.fields import projection
 from etlcli.core.intake import DEFAULT_MAX_LINE, parse, too_long
 from etlcli.core.stage import Context, Prepared, Source, State
@@ -101,7 +101,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
             return Prepared(batch, rejects, _blank(blank), _Read(part.place))
         size = part.what.end - part.what.start
         found = self._extents.read(part.what, self.params.max_line)
-        lines = lines_of(found.chunk)
+        lines = whole_lines_of(found.chunk)
         span = Span(part.what.name, 1, found.offset, lines)
         batch, rejects, blank = parse(found.chunk, span, project, self.params.max_line, lines)
         if found.long:
@@ -150,7 +150,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         if isinstance(part, Prepared):
             return [part]
         if isinstance(part.what, RawChunk):
-            lines = lines_of(part.what.chunk)
+            lines = whole_lines_of(part.what.chunk)
             half = len(lines) // 2
             if not half:
                 return [part]
@@ -159,7 +159,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         extent = part.what
         if extent.end - extent.start > 1:
             found = self._extents.read(extent, self.params.max_line)
-            lines = lines_of(found.chunk)
+            lines = whole_lines_of(found.chunk)
             half = len(lines) // 2
             middle = found.offset + sum(len(line) + 1 for line in lines[:half])
             if half:
@@ -266,18 +266,18 @@ class _Rows:
 
     def passed(self, item: RawChunk | Reject) -> RawChunk | Reject | None:
         """What is new of the next rows."""
-        lines = [item.raw] if isinstance(item, Reject) else item.lines or lines_of(item.chunk)
+        lines = [item.raw + b"\n"] if isinstance(item, Reject) else item.lines or whole_lines_of(item.chunk)
         left, count = max(0, self._before - self.count), len(lines)
         self.count += count
         if not left:
-            self._digest.update(item.raw + b"\n" if isinstance(item, Reject) else item.chunk)
+            self._digest.update(lines[0] if isinstance(item, Reject) else item.chunk)
             return item
-        self._digest.update(chunk_of(lines[:left]))
+        self._digest.update(b"".join(lines[:left]))
         if left <= count and self.digest != self._expected:
             raise self._another(f"does not begin as it did: its first {self._before} records are others")
         if left >= count:
             return None
-        self._digest.update(chunk_of(lines[left:]))
+        self._digest.update(b"".join(lines[left:]))
         assert isinstance(item, RawChunk)
         return _stretch(item, lines, left, count)
 
@@ -297,7 +297,7 @@ def _stretch(part: RawChunk, lines: list[bytes], start: int, end: int) -> RawChu
     span, own = part.span, lines[start:end]
     origins = [span.origin(row) for row in range(start, end)]
     places, offsets = [origin.line for origin in origins], [origin.offset for origin in origins]
-    return RawChunk(chunk_of(own), Span(span.path, places[0], offsets[0], own, places, offsets))
+    return RawChunk(b"".join(own), Span(span.path, places[0], offsets[0], own, places, offsets))
 
 
 def _blank(count: int) -> dict[str, int] | None:

@@ -4,6 +4,7 @@ A batch is made by `intake.parse` (from outside bytes) or from lines the program
 it is one valid JSON object, in UTF-8, so no stage has to check again. Forms are derived lazily and kept:
 
     chunk      the lines with their newlines, one bytes object
+    whole      a bytes object a record, with its newline
     lines      a bytes object a record, without newline
     columns()  the values of some fields, decoded straight from the bytes
     records()  a dict a record
@@ -19,6 +20,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from io import BytesIO
 from itertools import accumulate
 from itertools import count as counting
 from typing import Any, NamedTuple
@@ -34,11 +36,14 @@ _decode_exactly: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(
 ).decode
 
 
+def whole_lines_of(chunk: bytes) -> list[bytes]:
+    """Whole lines, with their newlines."""
+    return BytesIO(chunk).readlines()  # looks for newlines with memchr, and takes a quarter of the time of bytes.split
+
+
 def lines_of(chunk: bytes) -> list[bytes]:
     """Whole lines, without their newlines."""
-    lines = chunk.split(b"\n")
-    lines.pop()
-    return lines
+    return [line[:-1] for line in BytesIO(chunk)]
 
 
 def chunk_of(lines: Sequence[bytes]) -> bytes:
@@ -73,8 +78,8 @@ class Span:
 
     Row i is line `line + i` of the input and starts where the i-th line of `raw` does, unless the format says otherwise
     through `lines` and `offsets` (a CSV record can span lines, a JSON array has several records on one). `raw` are the
-    lines as they were read: with their newlines, or cut. Where `line` is not known yet, `find_line` finds it; it is asked
-    when somebody wants to know, perhaps in another thread.
+    lines as they were read, with their newlines, in one piece or cut. Where `line` is not known yet, `find_line` finds it;
+    it is asked when somebody wants to know, perhaps in another thread.
     """
 
     __slots__ = ("_sizes", "_starts", "find_line", "line", "lines", "offset", "offsets", "path", "raw")
@@ -110,7 +115,7 @@ class Span:
         if self.lines is not None and self.offsets is not None:
             return Origin(self.path, self.lines[row], self.offsets[row])
         if self._starts is None:
-            self._starts = list(accumulate((size + 1 for size in self._sizes or self._lengths()), initial=self.offset))
+            self._starts = list(accumulate(self._sizes or self._lengths(), initial=self.offset))
         find_line = self.find_line
         if find_line:
             self.starts_at(find_line())
@@ -122,7 +127,7 @@ class Span:
         self.find_line = None
 
     def _lengths(self) -> Iterable[int]:
-        return map(len, self.raw.split(b"\n") if isinstance(self.raw, bytes) else self.raw)
+        return map(len, BytesIO(self.raw) if isinstance(self.raw, bytes) else self.raw)
 
 
 class Reject:
@@ -215,6 +220,7 @@ class Batch:
         "_size",
         "_span",
         "_structs",
+        "_whole",
         "count",
     )
 
@@ -223,6 +229,7 @@ class Batch:
         count: int,
         *,
         chunk: bytes | None = None,
+        whole: list[bytes] | None = None,
         lines: list[bytes] | None = None,
         span: Span | None = None,
         rows: Sequence[int] | None = None,
@@ -232,12 +239,13 @@ class Batch:
         kin: tuple[int, int] | None = None,
         given: Mapping[Path, list[Any]] | None = None,
     ) -> None:
-        """`chunk` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i. `structs` are the
-        lines as decoded by `projected`; `exact` says that a number in them is known to be what its line says. `kin` is the
-        same for batches that were taken from one another: their rows can be compared. `given` are columns that another
+        """`chunk`, `whole` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i. `structs` are
+        the lines as decoded by `projected`; `exact` says that a number in them is known to be what its line says. `kin` is
+        the same for batches that were taken from one another: their rows can be compared. `given` are columns that another
         process has decoded."""
         self.count = count
         self._chunk = chunk
+        self._whole = whole
         self._lines = lines
         self._span = span
         self._rows = rows
@@ -261,6 +269,11 @@ class Batch:
         return cls(chunk.count(b"\n"), chunk=chunk)
 
     @classmethod
+    def of_whole(cls, lines: list[bytes]) -> Batch:
+        """Of lines with their newlines."""
+        return cls(len(lines), whole=lines)
+
+    @classmethod
     def of_lines(cls, lines: list[bytes]) -> Batch:
         return cls(len(lines), lines=lines)
 
@@ -270,15 +283,24 @@ class Batch:
     @property
     def chunk(self) -> bytes:
         if self._chunk is None:
-            self._chunk = chunk_of(self.lines)
+            self._chunk = chunk_of(self.lines) if self._whole is None else b"".join(self._whole)
         return self._chunk
+
+    @property
+    def whole(self) -> list[bytes]:
+        if self._whole is None:
+            self._whole = whole_lines_of(self.chunk) if self._lines is None else [line + b"\n" for line in self._lines]
+        return self._whole
 
     @property
     def lines(self) -> list[bytes]:
         if self._lines is None:
-            assert self._chunk is not None
-            self._lines = lines_of(self._chunk)
+            self._lines = [line[:-1] for line in self.whole]
         return self._lines
+
+    def line(self, index: int) -> bytes:
+        """One of the `lines`."""
+        return self.whole[index][:-1] if self._lines is None else self._lines[index]
 
     @property
     def size(self) -> int:
@@ -286,7 +308,7 @@ class Batch:
         if self._chunk is not None:
             return len(self._chunk)
         if self._size is None:
-            self._size = sum(map(len, self.lines)) + self.count
+            self._size = sum(map(len, self.lines)) + self.count if self._whole is None else sum(map(len, self._whole))
         return self._size
 
     def twin(self) -> Batch:
@@ -294,6 +316,7 @@ class Batch:
         return Batch(
             self.count,
             chunk=self._chunk,
+            whole=self._whole,
             lines=self._lines,
             span=self._span,
             rows=self._rows,
@@ -351,7 +374,7 @@ class Batch:
 
         return Batch(
             len(indices),
-            lines=pick(self.lines),
+            whole=pick(self.whole),
             span=self._span,
             rows=list(indices) if self._rows is None else pick(self._rows),
             structs=None if self._structs is None else pick(self._structs),
@@ -369,10 +392,10 @@ class Batch:
         """The same records with some lines replaced by others (each one valid JSON object)."""
         if not changes:
             return self
-        lines = list(self.lines)
+        whole = list(self.whole)
         for index, line in changes.items():
-            lines[index] = line
-        return self.with_lines(lines)
+            whole[index] = line + b"\n"
+        return Batch(self.count, whole=whole, span=self._span, rows=self._rows, kin=self._kin)
 
     def with_lines(self, lines: list[bytes]) -> Batch:
         """The same records, each as its new line (one valid JSON object)."""
@@ -421,7 +444,7 @@ class Batch:
 
     def reject(self, index: int, code: str, errors: Errors | Callable[[], Errors]) -> Reject:
         origin = None if self._span is None else (self._span, self.row(index))
-        return Reject(code, errors, self.lines[index], origin, index)
+        return Reject(code, errors, self.line(index), origin, index)
 
 
 def _rebuilt(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.batch import Batch, Origin, Reject, Span, lines_of
+from etlcli.core.batch import Batch, Origin, Reject, Span, lines_of, whole_lines_of
 from etlcli.core.fields import Projection
 
 MAX_DEPTH = 250
@@ -23,7 +23,7 @@ _EXCERPT = 64 << 10
 
 _INNER_BRACE = re.compile(rb"\}[^\n]")
 _OPENING, _CLOSING = set(b"{"), set(b"}")
-_first, _last = itemgetter(0), itemgetter(-1)
+_first, _last = itemgetter(0), itemgetter(-2)  # before the newline
 _HALF_PAIR = re.compile(rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|[c-fC-F][0-9a-fA-F]{2})")
 _BRACKETS = bytes(byte for byte in range(256) if byte not in b'{}[]"\\')
 
@@ -44,20 +44,20 @@ def parse(
     """Check every line of `chunk` (whole lines, each with its newline) and decode the projected fields.
 
     A line is a record if it is one JSON object in valid UTF-8, at most `max_line` bytes and MAX_DEPTH levels. CRLF becomes
-    LF, blank lines are counted, anything else is a reject with its code and origin. `lines` is `lines_of(chunk)` where the
-    caller has it.
+    LF, blank lines are counted, anything else is a reject with its code and origin. `lines` is `whole_lines_of(chunk)`
+    where the caller has it.
     """
     if lines is None:
-        lines = lines_of(chunk)
+        lines = whole_lines_of(chunk)
     if max_line >= len(chunk):
         clean = chunk
         structs = _decode_clean(clean, lines, project)
         if structs is None and b"\r\n" in chunk:
             clean = chunk.replace(b"\r\n", b"\n")
-            lines = lines_of(clean)
+            lines = whole_lines_of(clean)
             structs = _decode_clean(clean, lines, project)
         if structs is not None:
-            batch = Batch(len(lines), chunk=clean, lines=lines, span=span, structs=structs, projected=project)
+            batch = Batch(len(lines), chunk=clean, whole=lines, span=span, structs=structs, projected=project)
             return Intake(batch, [], 0)
     return _parse_lines(lines_of(chunk), span, project, max_line)
 

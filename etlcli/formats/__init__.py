@@ -35,7 +35,7 @@ class RawChunk(NamedTuple):
     more: bool = False
     """Whether the next chunk is at hand already, and needs no more input."""
     lines: list[bytes] | None = None
-    """`lines_of(chunk)`, where the reader has cut it."""
+    """`whole_lines_of(chunk)`, where the reader has cut it."""
 
 
 class ReadOptions(NamedTuple):

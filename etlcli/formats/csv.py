@@ -317,7 +317,7 @@ class Writer:
 
     def _begin(self, batch: Batch) -> None:
         self._begun = True
-        self._columns = self._columns or tuple(_open(batch.lines[0]))
+        self._columns = self._columns or tuple(_open(batch.line(0)))
         names = {name: f"f{number}" for number, name in enumerate(self._columns)}
         self._attributes = tuple(names.values())
         struct = projected_struct(names, forbid_unknown=True)

@@ -61,7 +61,7 @@ class Verdict:
         """The indices of the records that are not valid, in order."""
         suspects = range(batch.count) if self._shape is None else self._shape.suspects(batch)
         if len(suspects) * 2 < batch.count:
-            return [index for index in suspects if not self._is_valid(batch.lines[index])]
+            return [index for index in suspects if not self._is_valid(batch.line(index))]
         try:
             verdicts = list(map(self._engine.is_valid, batch.records()))
         except _ENGINE_ERRORS:  # by one of them: which?

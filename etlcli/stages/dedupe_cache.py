@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from etlcli.core import params
-from etlcli.core.batch import Batch, Reject, chunk_of
+from etlcli.core.batch import Batch, Reject
 from etlcli.core.explain import told
 from etlcli.core.fields import MISSING, Path, parse_path, pointer
 from etlcli.core.files import Output, Run, Spill
@@ -129,7 +129,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             return
         self._open_dupes()
         if self._last:
-            self._last.add(keys, batch.lines)
+            self._last.add(keys, batch.whole)
             return
         new = self._new(keys)
         self.ctx.looked_up(batch.count - len(new), len(new))
@@ -146,8 +146,8 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
                 kept = list(compress(lines, last))
                 if len(kept) < len(lines):
                     dropped = [line for line, is_last in zip(lines, last, strict=True) if not is_last]
-                    self._drop(Batch.of_lines(dropped), len(dropped))
-                yield Batch.of_lines(kept)
+                    self._drop(Batch.of_whole(dropped), len(dropped))
+                yield Batch.of_whole(kept)
         if self._cache and self._store:
             self._cache.settle()
             self._store.flush()
@@ -303,7 +303,7 @@ _told = msgspec.json.Decoder(tuple[float, list[str]]).decode_lines
 
 
 class _Last:
-    """All records of the input, and which of them is the last of its key."""
+    """All records of the input, as lines with their newlines, and which of them is the last of its key."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
@@ -355,12 +355,12 @@ class _Last:
         for run in self._runs:
             assert self._spill is not None
             for chunk in self._spill.read_run(run, _BLOCK):
-                yield Batch.of_chunk(chunk).lines
+                yield Batch.of_chunk(chunk).whole
         for start in range(0, len(self._lines), _OUT):
             yield self._lines[start : start + _OUT]
 
     def _write_run(self) -> None:
         self._spill = self._spill or self._ctx.files.spill()
         blocks = (self._lines[start : start + _OUT] for start in range(0, len(self._lines), _OUT))
-        self._runs.append(self._spill.write_run(chunk_of(block) for block in blocks))
+        self._runs.append(self._spill.write_run(map(b"".join, blocks)))
         self._lines, self._size = [], 0

@@ -281,7 +281,7 @@ of --default."""
         if having:
             for index, values in enumerate(zip(*having, strict=True)):
                 if values.count(MISSING) < len(values):
-                    lines[index] = _edited(batch.lines[index], found[index])
+                    lines[index] = _edited(batch.line(index), found[index])
         return batch.with_lines(lines)
 
 
@@ -393,7 +393,7 @@ class _Loaded:
                 raise self._error(f"the key field {pointer(path)} is missing", batch.origin(column.index(MISSING)))
         entries: dict[str, str] = {}
         for index, key in enumerate(keys_of(columns)):
-            text = self._text(batch.lines[index])
+            text = self._text(batch.line(index))
             if any(column[index] is None for column in columns):
                 continue
             origin = batch.origin(index)

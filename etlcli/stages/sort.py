@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import Any
 
 from etlcli.core import params
-from etlcli.core.batch import Batch, Origin, chunk_of
+from etlcli.core.batch import Batch, Origin
 from etlcli.core.explain import told
 from etlcli.core.fields import Path, parse_path
 from etlcli.core.files import Run, Spill
@@ -106,7 +106,7 @@ that nothing can be left behind."""
             return ()
         if self.params.merge:
             self._check_input(batch, prepared.extra)
-        self._kept.add(prepared.extra, batch.lines)
+        self._kept.add(prepared.extra, batch.whole)
         if self._kept.size > self._limit:
             self._make_room()
         return ()
@@ -116,7 +116,7 @@ that nothing can be left behind."""
             kept = lines[: max(0, self.params.top - self._emitted)] if self.params.top else lines
             self.ctx.discard("beyond_top", len(lines) - len(kept))
             self._emitted += len(kept)
-            yield Batch.of_lines(kept)
+            yield Batch.of_whole(kept)
 
     def explain(self, record: Batch) -> list[str]:
         depends = "its place"
@@ -194,7 +194,7 @@ that nothing can be left behind."""
     def _write_run(self) -> None:
         self._spill = self._spill or self._spill_file()
         self._spilled += self._kept.count
-        self._runs.append(self._spill.write_run(map(chunk_of, _parts(self._taken()))))
+        self._runs.append(self._spill.write_run(map(b"".join, _parts(self._taken()))))
 
     def _spill_file(self) -> Spill:
         return self.ctx.files.spill(self.params.temp_dir)
@@ -256,7 +256,7 @@ that nothing can be left behind."""
 
     def _merge_to_run(self, runs: Sequence[Run]) -> Run:
         assert self._spill is not None
-        return self._spill.write_run(map(chunk_of, _parts(self._merge(runs))))
+        return self._spill.write_run(map(b"".join, _parts(self._merge(runs))))
 
     def _merge(self, runs: Sequence[Run]) -> Iterator[bytes]:
         """The lines of sorted runs, sorted; the earlier run first among equal keys."""
@@ -281,7 +281,7 @@ that nothing can be left behind."""
         assert self._spill is not None
         for chunk in self._spill.read_run(run, size):
             batch = Batch.of_chunk(chunk)
-            yield self._key_maker.keys(batch.columns(self._paths)), batch.lines
+            yield self._key_maker.keys(batch.columns(self._paths)), batch.whole
 
 
 def _paths(by: Sequence[str]) -> tuple[Path, ...]:
@@ -289,8 +289,9 @@ def _paths(by: Sequence[str]) -> tuple[Path, ...]:
 
 
 class _Kept:
-    """Records in memory. If `piled`, and as long as keys are few, each key has a pile of its own, filled while the lines
-    are at hand, and only the keys need sorting; otherwise keys and lines lie side by side, as they came."""
+    """Records in memory, as lines with their newlines. If `piled`, and as long as keys are few, each key has a pile of its
+    own, filled while the lines are at hand, and only the keys need sorting; otherwise keys and lines lie side by side, as
+    they came."""
 
     def __init__(self, *, piled: bool) -> None:
         self.piles: defaultdict[bytes, list[bytes]] | None = defaultdict(list) if piled else None

@@ -104,7 +104,7 @@ oneOf, if). A valid record is never changed, and the other fields of a changed o
             batch.reject(
                 index,
                 "schema" if index in bad else "rule",
-                partial(self._errors, judged.lines[index], index, index in bad, broken.get(index, ())),
+                partial(self._errors, judged.line(index), index, index in bad, broken.get(index, ())),
             )
             for index in sorted(bad | broken.keys())
         ]
