@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain, compress, repeat
-from operator import attrgetter, is_not, ne
+from itertools import accumulate, chain, compress
+from operator import attrgetter, ne
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -213,9 +213,9 @@ def runs_of(keys: list[bytes]) -> Dealt:
 
 def _cut(column: list[Any], starts: Sequence[int], ends: Sequence[int], gaps: bool) -> list[list[Any]]:
     runs = [column[start:end] for start, end in zip(starts, ends, strict=False)]
-    return (
-        [list(compress(run, _present(run))) if None in run or MISSING in run else run for run in runs] if gaps else runs
-    )
+    if not gaps:
+        return runs
+    return [[value for value in run if value is not None and value is not MISSING] for run in runs]
 
 
 def groups_of(keys: list[bytes]) -> Dealt:
@@ -231,12 +231,6 @@ def groups_of(keys: list[bytes]) -> Dealt:
         return _cut(list(map(column.__getitem__, order)), starts, ends, gaps)
 
     return [order[start] for start in starts], list(places), counts, deal
-
-
-def _present(column: list[Any]) -> list[bool]:
-    if MISSING in column:
-        return [value is not None and value is not MISSING for value in column]
-    return list(map(is_not, column, repeat(None)))
 
 
 def nested(names: Sequence[Path], columns: Sequence[Sequence[Any]]) -> list[bytes]:
