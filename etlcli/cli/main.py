@@ -148,12 +148,20 @@ def _occupy_standard_descriptors() -> None:
 def _install_signals() -> None:
     def stop(signum: int, frame: FrameType | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+            signal.signal(number, _end_at_once)
         raise Interrupted(signum)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
+
+
+def _end_at_once(signum: int, frame: FrameType | None) -> None:
+    """What a second signal does, while the first is being answered. All that is left behind ends by itself, or is found by
+    the next run, but for commands that run in sessions of their own."""
+    if command := sys.modules.get("etlcli.io.command"):
+        command.stop_all()
+    _die_by(signum)
 
 
 def _die_by(signum: int) -> NoReturn:

@@ -11,6 +11,7 @@
     extents.py      plain files in parts that any process can read
     identity.py     which file it was
     command.py      external commands, and several side by side
+    signals.py      signals that wait for the end of something short
     handshake.py    two `etl` processes on one pipe: noticing that the upstream did not finish
     terminal.py     data made safe to show
 

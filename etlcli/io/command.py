@@ -17,14 +17,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
-from threading import Lock
+from threading import Lock, RLock
 
 from etlcli.core.batch import chunk_of
 from etlcli.errors import UsageError
+from etlcli.io.signals import held
 
 MAX_OUTPUT = 256 << 20
 _BLOCK = 1 << 18
 _TAIL = 2048
+_running: set[Command] = set()
+"""All whose processes may be there."""
 
 
 class CommandError(Exception):
@@ -62,7 +65,23 @@ class Command:
         self._timeout = timeout
         self._tail = b""
         self._rest = b""
-        self._lock = Lock()
+        self._lock = RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = -1
+        try:
+            with held():  # or a process might have begun that nobody knows of
+                self._start(argv, directory)
+                _running.add(self)
+            self._poll = select.poll()
+            for stream in (self._in, self._out, self._err):
+                os.set_blocking(stream.fileno(), False)
+            for fd in (self._out.fileno(), self._err.fileno(), self._ended):
+                self._poll.register(fd, select.POLLIN)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _start(self, argv: Sequence[str], directory: str) -> None:
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -73,16 +92,11 @@ class Command:
                 bufsize=0,
                 start_new_session=True,
             )
+            assert self._process.stdin and self._process.stdout and self._process.stderr
+            self._in, self._out, self._err = self._process.stdin, self._process.stdout, self._process.stderr
+            self._ended = os.pidfd_open(self._process.pid)
         except OSError as error:
             raise CommandError("command_failed", f"{self._name} cannot be started: {error.strerror}") from None
-        assert self._process.stdin and self._process.stdout and self._process.stderr
-        self._in, self._out, self._err = self._process.stdin, self._process.stdout, self._process.stderr
-        self._ended = os.pidfd_open(self._process.pid)
-        self._poll = select.poll()
-        for stream in (self._in, self._out, self._err):
-            os.set_blocking(stream.fileno(), False)
-        for fd in (self._out.fileno(), self._err.fileno(), self._ended):
-            self._poll.register(fd, select.POLLIN)
 
     def run(self, data: bytes) -> bytes:
         """Everything it puts out for `data`, until it ends. Raises CommandError when it does not end well."""
@@ -113,21 +127,24 @@ class Command:
             raise MisalignedError(self._name)
 
     def kill(self) -> None:
-        if self._ended < 0:
+        if self._process is None:
             return
         self.stop()
         with self._lock:
             self._process.wait()
-        os.close(self._ended)
-        self._ended = -1
-        for stream in (self._in, self._out, self._err):
+        _running.discard(self)
+        if self._ended >= 0:
+            os.close(self._ended)
+            self._ended = -1
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             with suppress(OSError):
-                stream.close()
+                if stream:
+                    stream.close()
 
     def stop(self) -> None:
         # Until the process has been waited for its number is nobody else's.
         with self._lock, suppress(ProcessLookupError):
-            if self._process.returncode is None:
+            if self._process and self._process.returncode is None:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def _converse(self, data: bytes, lines: int | None) -> bytes:
@@ -186,6 +203,7 @@ class Command:
     def _check_status(self) -> None:
         """Of a process that has ended."""
         self.kill()
+        assert self._process
         status = self._process.returncode
         if status:
             how = f"exit {status}" if status > 0 else f"died by {_signal_name(-status)}"
@@ -214,19 +232,28 @@ class Commands:
         self._make = partial(Command, argv, directory, timeout, name)
         self._running: set[Command] = set()
         self._stopped = False
+        self._lock = Lock()
 
     def run(self, data: bytes) -> bytes:
         """As `Command.run`."""
-        if self._stopped:
-            raise InterruptedError
-        command = self._make()
-        self._running.add(command)
+        with self._lock:
+            if self._stopped:
+                raise InterruptedError
+            command = self._make()
+            self._running.add(command)
         try:
             return command.run(data)
         finally:
             self._running.discard(command)
 
     def stop(self) -> None:
-        self._stopped = True
+        with self._lock:
+            self._stopped = True
         for command in list(self._running):
             command.stop()
+
+
+def stop_all() -> None:
+    """For a program that ends without clean-up."""
+    for command in list(_running):
+        command.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -58,3 +59,69 @@ def test_isolation_is_over_when_the_time_is(records: Path, attempts: str) -> Non
     assert len(calls.read_bytes()) <= 12
     step = json.loads(done.stderr.splitlines()[-1])["steps"][1]
     assert step["rejected"] == {"timeout": 400}
+
+
+def run_python(text: str, *args: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, "-c", text, *args], capture_output=True, env=environment(), timeout=100)
+
+
+def test_no_signal_comes_between_the_start_of_a_command_and_knowing_of_it(tmp_path: Path) -> None:
+    marker = f"86.{tmp_path.stat().st_ino}"
+    done = run_python(
+        """
+import random, signal, sys
+from etlcli.io.command import Command
+
+class Stop(BaseException):
+    pass
+
+def stop(*_):
+    raise Stop
+
+signal.signal(signal.SIGALRM, stop)
+stopped = 0
+for _ in range(300):
+    command = None
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.003))
+        command = Command(["sleep", sys.argv[1]], "", None)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Stop:
+        stopped += 1
+    if command:
+        command.kill()
+assert stopped
+""",
+        marker,
+    )
+    try:
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert not sleepers(f"^sleep {marker}")
+    finally:
+        subprocess.run(["pkill", "-f", f"^sleep {marker}"])
+
+
+def test_a_second_signal_during_clean_up_ends_commands_too(tmp_path: Path) -> None:
+    marker = f"87.{tmp_path.stat().st_ino}"
+    done = run_python(
+        """
+import os, signal, sys
+from etlcli.cli.main import _install_signals
+from etlcli.errors import Interrupted
+from etlcli.io.command import Command
+
+_install_signals()
+command = Command(["sleep", sys.argv[1]], "", None)
+try:
+    signal.raise_signal(signal.SIGTERM)
+except Interrupted:
+    signal.raise_signal(signal.SIGINT)
+print("still there")
+""",
+        marker,
+    )
+    try:
+        assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+        assert not sleepers(f"^sleep {marker}")
+    finally:
+        subprocess.run(["pkill", "-f", f"^sleep {marker}"])

@@ -133,17 +133,21 @@ def test_the_first_signal_takes_a_checkpoint(slow: Work) -> None:
 
 
 def test_the_second_signal_ends_it_at_once(work: Work) -> None:
-    work.write(steps=[{"uses": "retry-wrap", "with": {"command": ["sleep", "601.25"]}}])
+    mark = f"601.{time.monotonic_ns()}"
+
+    def is_running() -> bool:
+        return mark.encode() in subprocess.run(["ps", "-eo", "args"], capture_output=True, check=True).stdout
+
+    work.write(steps=[{"uses": "retry-wrap", "with": {"command": ["sleep", mark]}}])
     process = work.start("--workers", "1")
-    time.sleep(1.0)
+    until(is_running)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert process.poll() is None  # it waits for the part it is at
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT
-    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, check=True).stdout
-    assert b"sleep 601.25" not in running
+    assert not is_running()
 
 
 def test_stopped_while_it_waits_for_input(work: Work) -> None:
