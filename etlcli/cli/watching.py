@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etlcli.engine.watch import Watch
@@ -141,24 +142,43 @@ def _outputs(recipe: Recipe) -> list[Dataset]:
 
 @contextmanager
 def watched(watch: Watch, observers: Sequence[Observer], log: Log) -> Iterator[None]:
-    for observer in observers:
-        observer.begin(watch.status)
-        watch.on_running.append(observer.running)
+    """Each observer that has begun is told of the end, whatever the others do."""
+
+    def end(observer: Observer) -> None:
+        with _harmless(observer, log):
+            observer.end(watch.status())
+
+    def running(observer: Observer) -> None:
+        with _harmless(observer, log):
+            observer.running()
+
+    with ExitStack() as ending:
+        try:
+            for observer in observers:
+                with _harmless(observer, log):
+                    observer.begin(watch.status)
+                    ending.callback(end, observer)
+                    watch.on_running.append(partial(running, observer))
+            yield
+        except BaseException as error:
+            watch.state = FAILED
+            where, reason = getattr(error, "where", None) or None, _reason(error)
+            watch.exit_code, watch.error = _code_of(error), f"{where}: {reason}" if where else reason
+            if log.in_file:  # on stderr it is said anyway
+                log("error", "run_failed", exit_code=watch.exit_code, where=where, reason=reason)
+            raise
+        else:
+            watch.state, watch.exit_code = SUCCEEDED, 0
+
+
+@contextmanager
+def _harmless(observer: Observer, log: Log) -> Iterator[None]:
+    """What goes wrong for one who watches, as where the system has no room for a thread, does no harm to the run."""
     try:
         yield
-    except BaseException as error:
-        watch.state = FAILED
-        where, reason = getattr(error, "where", None) or None, _reason(error)
-        watch.exit_code, watch.error = _code_of(error), f"{where}: {reason}" if where else reason
-        if log.in_file:  # on stderr it is said anyway
-            log("error", "run_failed", exit_code=watch.exit_code, where=where, reason=reason)
-        raise
-    else:
-        watch.state, watch.exit_code = SUCCEEDED, 0
-    finally:
-        last = watch.status()
-        for observer in reversed(observers):
-            observer.end(last)
+    except Exception as error:
+        who, reason = type(observer).__name__.lower(), str(error) or type(error).__name__
+        log("warning", "watching_failed", what=who, reason=reason, hint="the run goes on without it")
 
 
 def _code_of(error: BaseException) -> int:

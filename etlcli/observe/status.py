@@ -147,7 +147,8 @@ Look = Callable[[], Status]
 
 
 class Observer:
-    """Watches a run from beside. What it has to wait for it waits for in a thread of its own, and it must not raise."""
+    """Watches a run from beside. What it has to wait for it waits for in a thread of its own. If it raises, that is a
+    warning, and the run goes on without it."""
 
     def begin(self, look: Look) -> None:
         """The run starts. `look` may be called from any thread until `end` returns."""
