@@ -106,7 +106,7 @@ that nothing can be left behind."""
             return ()
         if self.params.merge:
             self._check_input(batch, prepared.extra)
-        self._kept.add(prepared.extra, batch.whole)
+        self._kept.add(prepared.extra, batch.whole, batch.size)
         if self._kept.size > self._limit:
             self._make_room()
         return ()
@@ -209,7 +209,8 @@ that nothing can be left behind."""
         kept = order[: self.params.top]
         self.ctx.discard("beyond_top", len(order) - len(kept))
         self._kept = self._nothing()
-        self._kept.add(_pick(keys, kept), _pick(lines, kept))
+        lines = _pick(lines, kept)
+        self._kept.add(_pick(keys, kept), lines, sum(map(len, lines)))
         return self._kept.size <= self._limit // 2
 
     def _taken(self) -> Iterator[bytes]:
@@ -305,9 +306,10 @@ class _Kept:
         """Bytes of memory, nearly."""
         return self._bytes + (0 if self.piles is None else len(self.piles) * _PILE_OVERHEAD)
 
-    def add(self, keys: list[bytes], lines: list[bytes]) -> None:
+    def add(self, keys: list[bytes], lines: list[bytes], size: int) -> None:
+        """`size` is that of the lines, in bytes."""
         self.count += len(lines)
-        self._bytes += sum(map(len, lines)) + _OVERHEAD * len(lines)
+        self._bytes += size + _OVERHEAD * len(lines)
         if self.piles is None:
             self._add_flat(keys, lines)
             return
