@@ -2,7 +2,8 @@
 
 status.py    what is known of a run at one moment, and who may look
 logs.py      one line an event on stderr, the same fields in every format
-metrics.py   series for Prometheus: to a Pushgateway, in a text file, to be scraped
+metrics.py   what a recipe says of metrics for Prometheus; shown by the process of exporter.py, made into series by
+             series.py, through the doors of doors.py: a Pushgateway, a text file, an address to be scraped
 progress.py  a line on a terminal that changes in place
 report.py    the run report: as JSON, and as a page made by page.py with the shapes of picture.py (the pipeline) and
              chart.py, the texts of markup.py (nothing is markup that was not made there) and the looks of report.css
