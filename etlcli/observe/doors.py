@@ -21,8 +21,6 @@ from etlcli.observe.status import SUCCEEDED, Status
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from etlcli.observe.metrics import MetricsSpec
-
 Log = Callable[..., None]
 _PATIENCE = 1.0
 _LEAST = 0.2
@@ -34,10 +32,10 @@ class Pushing:
     """Pushes to a Pushgateway, grouped by the job, which is the recipe. While the run lasts, and when it fails, series are
     added to the group (POST), so that the moment of the last success stays; at success they replace it (PUT)."""
 
-    def __init__(self, spec: MetricsSpec, url: str, series: CollectorRegistry, job: str, log: Log) -> None:
+    def __init__(self, url: str, every: float, timeout: float, series: CollectorRegistry, job: str, log: Log) -> None:
         self._url, self._user, self._password = _credentials(url)
-        self._every = spec.every
-        self._timeout = spec.timeout
+        self._every = every
+        self._timeout = timeout
         self._series = series
         self._job = job
         self._log = log
@@ -151,18 +149,6 @@ class Listening:
 
 
 Door = Pushing | TextFile | Listening
-
-
-def opened(spec: MetricsSpec, base_dir: str, series: CollectorRegistry, job: str, log: Log) -> list[Door]:
-    """The doors that a recipe asks for; paths are relative to `base_dir`."""
-    doors: list[Door] = []
-    if spec.listen:
-        doors.append(Listening(spec.listen, series, log))
-    if spec.pushgateway:
-        doors.append(Pushing(spec, spec.pushgateway, series, job, log))
-    if spec.textfile:
-        doors.append(TextFile(os.path.join(base_dir, spec.textfile), spec.every, series, log))
-    return doors
 
 
 def host_and_port(text: str) -> tuple[str, int]:

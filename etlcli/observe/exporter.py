@@ -14,13 +14,18 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread, Timer
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
 from etlcli.observe.metrics import MetricsSpec
 from etlcli.observe.periodic import Periodic
 from etlcli.observe.status import FAILED, STARTING, SUCCEEDED, Look, Observer, Status
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from etlcli.observe.doors import Door
 
 Log = Callable[..., None]
 _FRESH = 1.0
@@ -150,12 +155,11 @@ def _live(run: socket.socket, spec: MetricsSpec, base_dir: str, shown: str | Non
 def _show(run: socket.socket, spec: MetricsSpec, base_dir: str, shown: str | None, status: Status, say: Log) -> None:
     from prometheus_client import CollectorRegistry
 
-    from etlcli.observe.doors import opened
     from etlcli.observe.series import Collector
 
     series = CollectorRegistry()
     series.register(Collector(lambda: status, shown))
-    doors = opened(spec, base_dir, series, status.recipe, say)
+    doors = _opened(spec, base_dir, series, status.recipe, say)
     started = False
     decoder = msgspec.json.Decoder(Status)
     for line in run.makefile("rb"):
@@ -170,3 +174,17 @@ def _show(run: socket.socket, spec: MetricsSpec, base_dir: str, shown: str | Non
         return
     for door in doors:
         door.close(status)
+
+
+def _opened(spec: MetricsSpec, base_dir: str, series: CollectorRegistry, job: str, log: Log) -> list[Door]:
+    """The doors that a recipe asks for; paths are relative to `base_dir`."""
+    from etlcli.observe.doors import Listening, Pushing, TextFile
+
+    doors: list[Door] = []
+    if spec.listen:
+        doors.append(Listening(spec.listen, series, log))
+    if spec.pushgateway:
+        doors.append(Pushing(spec.pushgateway, spec.every, spec.timeout, series, job, log))
+    if spec.textfile:
+        doors.append(TextFile(os.path.join(base_dir, spec.textfile), spec.every, series, log))
+    return doors
