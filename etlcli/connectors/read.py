@@ -161,7 +161,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
             found = self._extents.read(extent, self.params.max_line)
             lines = whole_lines_of(found.chunk)
             half = len(lines) // 2
-            middle = found.offset + sum(len(line) + 1 for line in lines[:half])
+            middle = found.offset + sum(map(len, lines[:half]))
             if half:
                 place = part.place and part.place._replace(offset=middle)
                 return [part._replace(what=extent._replace(end=middle), place=place),
