@@ -314,11 +314,12 @@ def test_an_address_that_is_taken_costs_a_warning(work: Work) -> None:
 class Exported:
     """A run that waits for input and is scraped."""
 
-    def __init__(self, work: Work, **more: Any) -> None:
+    def __init__(self, work: Work, pushgateway: str | None = None, timeout: str = "100ms", **more: Any) -> None:
         self.url = f"http://127.0.0.1:{free_port()}/metrics"
+        metrics = {"listen": self.url[7:-8], "textfile": "etl.prom", "every": "50ms", "timeout": timeout}
         work.write(
             source={"uses": "read", "with": {"paths": ["-"]}},
-            metrics={"listen": self.url[7:-8], "textfile": "etl.prom", "every": "50ms", "timeout": "100ms"},
+            metrics=metrics | ({"pushgateway": pushgateway} if pushgateway else {}),
         )
         self.work = work
         self.run = work.start(stdin=subprocess.PIPE, stderr=subprocess.PIPE, **more)
@@ -386,6 +387,34 @@ def test_the_exporter_ends_with_a_run_that_is_killed(work: Work) -> None:
     assert exported.exit_code() is None
 
 
+def test_an_exporter_is_missed_though_nobody_waits_for_children(work: Work) -> None:
+    exported = Exported(work, preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    os.kill(exported.exporter, signal.SIGKILL)
+    until(lambda: not prometheus.answers(exported.url))
+    _, said = exported.run.communicate(timeout=60)
+    assert exported.run.returncode == 0
+    assert said.count(b"metrics_failed") == 1
+    assert exported.exit_code() == 0
+
+
+def test_the_exporter_does_not_outlive_a_run_that_a_second_signal_ends(work: Work) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        exported = Exported(work, pushgateway="http://{}:{}".format(*silent.getsockname()), timeout="60s")
+        exporter = exported.exporter
+        exported.run.send_signal(signal.SIGTERM)
+        until(lambda: exported.exit_code() == 143)  # the file is closed, and the gateway waited for
+        assert exported.run.poll() is None
+        exported.run.send_signal(signal.SIGTERM)
+        exported.run.communicate(timeout=20)
+        assert exported.run.returncode == -signal.SIGTERM
+        until(
+            lambda: not Path(f"/proc/{exporter}/cmdline").exists() or not Path(f"/proc/{exporter}/cmdline").read_bytes()
+        )
+        assert not prometheus.answers(exported.url)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_for_the_whole_group_is_shown_as_how_the_run_ended(work: Work, number: signal.Signals) -> None:
     exported = Exported(work, start_new_session=True)
@@ -449,3 +478,27 @@ def test_no_counter_goes_back_when_a_killed_run_is_gone_on_with(work: Work) -> N
         assert values == sorted(values), name
     assert count(shown[-1], "etl_records_total", "night/ly", step="read", outcome="out") == 2000
     assert count(shown[-1], "etl_records_total", "night/ly", step="write", outcome="out") == 1715
+
+
+def test_a_run_that_failed_and_is_gone_on_with_has_abandoned_nothing(work: Work) -> None:
+    """What a failed run has rejected was shown, and stays; what was on its way when it ended another process takes up."""
+    flaky = {"uses": "retry-wrap", "with": {"command": ["sh", "-c", "test ! -e broken && cat"], "size": 100}}
+    work.write(
+        steps=[flaky, *work.recipe["steps"]],
+        checkpoint={"dir": "state", "every": "0s"},
+        metrics={"textfile": "etl.prom"},
+        runtime={"workers": 1},
+    )
+    (work.directory / "broken").touch()
+    assert work.run().returncode == 1
+    failed = samples((work.directory / "etl.prom").read_text())
+    code = {"step": "retry-wrap", "code": "command_failed"}
+    assert count(failed, "etl_rejected_total", "night/ly", **code) == 1
+    (work.directory / "broken").unlink()
+    assert work.run().returncode == 0
+    text = (work.directory / "etl.prom").read_text()
+    good = samples(text)
+    assert "abandoned" not in text
+    assert count(good, "etl_rejected_total", "night/ly", **code) == 1
+    assert count(good, "etl_records_total", "night/ly", step="retry-wrap", outcome="discarded") == 0
+    assert count(good, "etl_records_total", "night/ly", step="retry-wrap", outcome="out") == 2000

@@ -162,6 +162,8 @@ def watched(watch: Watch, observers: Sequence[Observer], log: Log) -> Iterator[N
             yield
         except BaseException as error:
             watch.state = FAILED
+            if isinstance(error, Interrupted | TimedOut):
+                log.hurry()
             where, reason = getattr(error, "where", None) or None, _reason(error)
             watch.exit_code, watch.error = _code_of(error), f"{where}: {reason}" if where else reason
             if log.in_file:  # on stderr it is said anyway

@@ -15,6 +15,9 @@ from typing import Any
 from etlcli.core.effort import Clock, Effort
 from etlcli.errors import LedgerError
 
+ABANDONED = "abandoned"
+"""Why records are discarded that were on their way when a run ended before its time."""
+
 
 class StepCount:
     """One step's counts, in records. `absorbed` are records that live on in others (a batch, a group, the records that
@@ -119,12 +122,12 @@ class Ledger:
         return sum(step.discarded.total() - step.discarded["blank"] for step in self.steps)
 
     def abandon(self) -> None:
-        """The run has ended before its time: what was on its way, or held, is discarded as `abandoned`."""
+        """The run has ended before its time: what was on its way, or held, is discarded as ABANDONED."""
         below = Counter(step.above for step in self.steps)
         for step in self.steps:
             if step.above and below[step.above] == 1:
                 step.received = max(step.received, step.above.sent + step.entered)
-            step.discarded["abandoned"] += max(0, step.missing())
+            step.discarded[ABANDONED] += max(0, step.missing())
             step.discarded += Counter()
 
     def check(self) -> None:

@@ -55,7 +55,7 @@ class Pushing:
         method = "PUT" if last.state == SUCCEEDED else "POST"
         final = Thread(target=self._push, args=(method, left), daemon=True)
         final.start()
-        final.join(left + _PATIENCE)
+        final.join(left)
         if final.is_alive():
             self._say("the gateway does not answer")
 
@@ -159,13 +159,19 @@ def host_and_port(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def check_gateway(url: str) -> None:
-    """Raises ValueError for what is no URL of a Pushgateway."""
+def check_server(url: str) -> None:
+    """Raises ValueError, which quotes nothing of it, for what is no URL of a server."""
     from urllib.parse import urlsplit
 
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("expected a URL, for example http://127.0.0.1:9091")
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
+    except ValueError:
+        good = False
+    if not good or " " in url:
+        raise ValueError(
+            "expected a URL, for example http://HOST:PORT; what is special in a password is written as %XX"
+        )
 
 
 def _credentials(url: str) -> tuple[str, str | None, str | None]:

@@ -3,7 +3,7 @@
 It is a fork, made before the run has threads, files or records. A thread of the run tells it its `Status` now and then, one
 line of JSON each, and what Prometheus gets is made from the latest: at most a second old, or as old as the one operation,
 such as sorting many records, that lets no other thread of the run have its turn. What it has to say to the log comes back
-as lines, too. Its end of the socket closes when the run is dead, and it ends then without another word.
+as lines, too. When the run is dead, the exporter ends without another word.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from threading import Thread, Timer
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 Log = Callable[..., None]
 _FRESH = 1.0
 """Seconds between two looks at the run."""
-_PATIENCE = 5.0
+_LAST_WORD = b"null\n"
+"""Of either side. Whose socket closes without it is dead."""
+_PATIENCE = 2.0
 """Seconds beyond its time-out that a door may need to close."""
 
 
@@ -49,7 +51,10 @@ class Metrics(Observer):
     def begin(self, look: Look) -> None:
         self._exporter = self._started(look())
         if exporter := self._exporter:
-            self._telling = Periodic(min(_FRESH, self._spec.every), lambda: exporter.tell(look()))
+            try:
+                self._telling = Periodic(min(_FRESH, self._spec.every), lambda: exporter.tell(look()))
+            except RuntimeError as error:  # no room for a thread
+                _say_failed(self._log, str(error))
 
     def end(self, last: Status) -> None:
         if self._exporter and self._exporter.is_dead:  # how the run ended is what alerts look at, so once more
@@ -60,16 +65,17 @@ class Metrics(Observer):
     def _started(self, status: Status) -> _Exporter | None:
         try:
             return _Exporter(self._spec, self._base_dir, self._shown, status, self._log)
-        except OSError as error:
-            _say_failed(self._log, error.strerror or str(error))
+        except (OSError, RuntimeError) as error:
+            _say_failed(self._log, getattr(error, "strerror", None) or str(error))
             return None
 
 
 class _Exporter:
-    """The process, as the run sees it. Raises OSError when it cannot be started."""
+    """The process, as the run sees it. Raises OSError or RuntimeError when there is no room for it."""
 
     def __init__(self, spec: MetricsSpec, base_dir: str, shown: str | None, first: Status, log: Log) -> None:
         self._log = log
+        self._has_said_last = False
         self._socket, theirs = socket.socketpair()
         with theirs:
             try:
@@ -82,7 +88,12 @@ class _Exporter:
                 _live(theirs, spec, base_dir, shown, first)
         os.register_at_fork(after_in_child=self._let_go)
         self._listening = Thread(target=self._listen, name="etl-metrics", daemon=True)
-        self._listening.start()
+        try:
+            self._listening.start()
+        except RuntimeError:
+            self._socket.close()
+            self._wait()
+            raise
 
     @property
     def is_dead(self) -> bool:
@@ -100,12 +111,16 @@ class _Exporter:
         if telling:
             telling.stop()
         self.tell(last)
-        self._listening.join()
+        with suppress(OSError):
+            self._socket.sendall(_LAST_WORD)
+        self._listening.join(patience + _PATIENCE)  # longer only where the log takes no line
         limit.cancel()
         self._socket.close()
 
     def _kill(self) -> None:
         if not self.is_dead:
+            _say_failed(self._log, "the process that shows them does not go on")
+            self._has_said_last = True
             os.kill(self._pid, signal.SIGKILL)
 
     def _let_go(self) -> None:
@@ -116,16 +131,22 @@ class _Exporter:
     def _listen(self) -> None:
         with self._socket.makefile("rb") as said, suppress(OSError):
             for line in said:
+                if line == _LAST_WORD:
+                    self._has_said_last = True
+                    break
                 level, event, fields = msgspec.json.decode(line)
                 self._log(level, event, **fields)
+        how = self._wait()
+        if not self._has_said_last:
+            _say_failed(self._log, f"the process that shows them was ended{how}")
+
+    def _wait(self) -> str:
+        """Until it has ended. What by, where that is known."""
         try:
             _, status = os.waitpid(self._pid, 0)
         except ChildProcessError:  # who started this program has told it to forget its children
-            return
-        if os.WIFSIGNALED(status):
-            _say_failed(
-                self._log, f"the process that shows them was ended by {signal.Signals(os.WTERMSIG(status)).name}"
-            )
+            return ""
+        return f" by {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else ""
 
 
 def _say_failed(log: Log, reason: str) -> None:
@@ -147,8 +168,10 @@ def _live(run: socket.socket, spec: MetricsSpec, base_dir: str, shown: str | Non
             os.dup2(devnull, standard)
         _show(run, spec, base_dir, shown, first, say)
     except Exception as error:
-        _say_failed(say, repr(error))
+        _say_failed(say, str(error) or type(error).__name__)
     finally:
+        with suppress(OSError):
+            run.sendall(_LAST_WORD)
         os._exit(0)
 
 
@@ -162,29 +185,51 @@ def _show(run: socket.socket, spec: MetricsSpec, base_dir: str, shown: str | Non
     doors = _opened(spec, base_dir, series, status.recipe, say)
     started = False
     decoder = msgspec.json.Decoder(Status)
-    for line in run.makefile("rb"):
-        status = decoder.decode(line)
-        if status.state in (SUCCEEDED, FAILED):
-            break
-        if status.state != STARTING and not started:
-            started = True
-            for door in doors:
-                door.start()
-    else:
-        return
-    for door in doors:
-        door.close(status)
+    with run.makefile("rb") as told:
+        for line in told:
+            if line == _LAST_WORD:
+                break
+            status = decoder.decode(line)
+            if status.state not in (STARTING, SUCCEEDED, FAILED) and not started:
+                started = True
+                for door in doors:
+                    with _harmless(say):
+                        door.start()
+        else:
+            return
+        with _harmless(say):
+            Thread(target=_end_with, args=(run,), daemon=True).start()
+        for door in doors:
+            with _harmless(say):
+                door.close(status)
+
+
+def _end_with(run: socket.socket) -> None:
+    """Nobody speaks for a run that is dead: the next one may be there already."""
+    run.recv(1)
+    os._exit(0)
+
+
+@contextmanager
+def _harmless(say: Log) -> Iterator[None]:
+    """What is wrong with one door does no harm to the others."""
+    try:
+        yield
+    except Exception as error:
+        _say_failed(say, str(error) or type(error).__name__)
 
 
 def _opened(spec: MetricsSpec, base_dir: str, series: CollectorRegistry, job: str, log: Log) -> list[Door]:
-    """The doors that a recipe asks for; paths are relative to `base_dir`."""
+    """The doors that a recipe asks for; paths are relative to `base_dir`. Those that can keep others waiting come
+    last."""
     from etlcli.observe.doors import Listening, Pushing, TextFile
 
     doors: list[Door] = []
     if spec.listen:
-        doors.append(Listening(spec.listen, series, log))
-    if spec.pushgateway:
-        doors.append(Pushing(spec.pushgateway, spec.every, spec.timeout, series, job, log))
+        with _harmless(log):
+            doors.append(Listening(spec.listen, series, log))
     if spec.textfile:
         doors.append(TextFile(os.path.join(base_dir, spec.textfile), spec.every, series, log))
+    if spec.pushgateway:
+        doors.append(Pushing(spec.pushgateway, spec.every, spec.timeout, series, job, log))
     return doors

@@ -8,6 +8,8 @@ from typing import Any
 from etlcli.observe.logs import Log
 from etlcli.observe.status import Look, Observer, Status, StepStatus
 
+_PATIENCE = 1.0
+
 
 class Heartbeat(Observer):
     """Its thread only looks. All its lines are of level info, and a step's follow the step's level."""
@@ -38,7 +40,7 @@ class Heartbeat(Observer):
     def end(self, last: Status) -> None:
         self._over.set()
         if self._thread:
-            self._thread.join()
+            self._thread.join(_PATIENCE)  # longer only where the log takes no line
         for step in last.steps:
             times: dict[str, Any] = {"seconds": round(step.seconds, 3), "blocked": round(sum(step.blocked.values()), 3)}
             self._log.regular("info", "step_finished", step=step.id, **_counts(step), **times)

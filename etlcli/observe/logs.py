@@ -12,12 +12,13 @@ never ends a run.
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from etlcli.errors import CannotCreateError
+from etlcli.errors import CannotCreateError, Interrupted, TimedOut
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "console", "json", "logfmt")
@@ -71,6 +72,7 @@ class Log:
         self._lent: Callable[[str], None] | None = None
         self._torn = path is not None and _is_torn(path)
         self._lost = 0
+        self._waits = True
 
     @property
     def in_file(self) -> bool:
@@ -83,6 +85,10 @@ class Log:
     def lend(self, write: Callable[[str], None] | None) -> None:
         """How to write a line to the terminal while somebody else draws there; None for as ever."""
         self._lent = write
+
+    def hurry(self) -> None:
+        """From now on a line that its reader does not take at once is lost: nobody may keep a run from ending."""
+        self._waits = False
 
     def reaches(self, level: str, step: str | None = None) -> bool:
         """Whether lines of that level are written: of a step, or of none."""
@@ -138,7 +144,7 @@ class Log:
     def _write(self, level: str, event: str, fields: dict[str, Any]) -> None:
         line = self._line(level, event, fields)
         try:
-            if self._fd < 0:
+            if self._fd < 0 or not (self._waits or _takes_more(self._fd)):
                 raise OSError
             self._put(b"\n" + line if self._torn else line)
         except OSError as error:
@@ -152,7 +158,11 @@ class Log:
             self._lent(line.decode().rstrip("\n"))
             return
         while line:
-            written = os.write(self._fd, line)
+            try:
+                written = os.write(self._fd, line)
+            except (Interrupted, TimedOut):
+                self.hurry()
+                raise
             line = line[written:]
             self._torn = bool(line)
 
@@ -187,6 +197,13 @@ def _opened(path: str) -> int:
         ) from error
     os.set_blocking(fd, True)
     return fd
+
+
+def _takes_more(fd: int) -> bool:
+    """Whether a line can be written without waiting for who reads it."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _is_torn(path: str) -> bool:

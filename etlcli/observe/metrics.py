@@ -8,7 +8,7 @@ from typing import Any
 
 from etlcli.core import params
 from etlcli.core.params import Declared
-from etlcli.observe.doors import check_gateway, host_and_port
+from etlcli.observe.doors import check_server, host_and_port
 
 
 class MetricsSpec(Declared):
@@ -19,7 +19,7 @@ class MetricsSpec(Declared):
     timeout = params.duration("Longest time that a push may take.", default=5.0)
 
     def verify(self) -> None:
-        for name, check in (("pushgateway", check_gateway), ("listen", host_and_port)):
+        for name, check in (("pushgateway", check_server), ("listen", host_and_port)):
             try:
                 if value := getattr(self, name):
                     check(value)

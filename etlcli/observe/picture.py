@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from unicodedata import combining, east_asian_width
 
+from etlcli.core.ledger import ABANDONED
 from etlcli.io.terminal import safe
 from etlcli.observe.figures import count, duration, percent
 from etlcli.observe.markup import Markup, join, tag
@@ -206,7 +207,7 @@ class _Drawing:
         )  # fmt: skip
 
 
-_APART = {"blank": "lines, passed over", "abandoned": "when the run ended"}
+_APART = {"blank": "lines, passed over", ABANDONED: "when the run ended"}
 """What is counted as discarded, but not on purpose."""
 _KINDS = ("source", "stage", "sink", "fork")
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from etlcli.core.effort import BUCKETS
+from etlcli.core.ledger import ABANDONED
 from etlcli.errors import CannotCreateError, UsageError
 from etlcli.io.files import AtomicFile
 from etlcli.io.inputs import is_url
@@ -26,7 +27,6 @@ from etlcli.observe.timeline import Timeline
 FORMATS = ("json", "html")
 VERSION = 1
 """Of the JSON report. What is added to it changes nothing; what is renamed or removed makes it another."""
-ABANDONED = "abandoned"
 """The reason that the ledger gives for what was on its way when a run failed."""
 _PATIENCE = 5.0
 """Seconds for the last look to end."""

@@ -13,12 +13,19 @@ from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from etlcli.core.effort import BUCKETS
+from etlcli.core.ledger import ABANDONED
 from etlcli.observe.status import STARTING, SUCCEEDED, CustomMetric, CustomSeries, Look, Status, StepStatus
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+_Floor = dict[str, dict[tuple[str, ...], float]]
+"""What was shown, by the name of the counter and its labels' values."""
+_Shown = tuple[str, list[tuple[str, tuple[str, ...], float]]]
+"""The same in a file, behind the run's id."""
 LAST_SUCCESS = "etl_last_success_timestamp_seconds"
 _COUNTERS: tuple[tuple[str, str, tuple[str, ...], Callable[[StepStatus], Iterable[tuple[str, float]]]], ...] = (
     ("etl_records", "Records by step: in + made = out + discarded + rejected + absorbed.", ("outcome",), lambda step: (
@@ -45,7 +52,7 @@ class Collector:
         self._look = look
         self._file = shown
         self._run = ""
-        self._floor: dict[str, float] = {}
+        self._floor: _Floor = {}
         self._lock = Lock()
 
     def collect(self) -> Iterator[Metric]:
@@ -62,12 +69,19 @@ class Collector:
     def _counters(self, status: Status) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily
 
+        # What a run abandons when it ends before its time another process may take up.
+        steps = status.steps if status.checkpoint_every is None else list(map(_without_abandoned, status.steps))
         for name, help, own, values in _COUNTERS:
             family = CounterMetricFamily(name, help, labels=("recipe", "step", *own))
-            for step in status.steps:
+            shown = set()
+            for step in steps:
                 for label, value in values(step):
                     labels = (status.recipe, step.id, *((label,) if own else ()))
                     family.add_metric(labels, self._risen(name, labels, value))
+                    shown.add(labels)
+            for labels, value in self._floor.get(name, {}).items():
+                if labels not in shown:
+                    family.add_metric(labels, value)
             yield family
 
     def _histogram(self, status: Status) -> Metric:
@@ -147,29 +161,33 @@ class Collector:
         return series.value if series.falls else self._risen(name, labels, series.value)
 
     def _risen(self, name: str, labels: tuple[str, ...], value: float) -> float:
-        key = repr((name, *labels))
-        self._floor[key] = value = max(value, self._floor.get(key, 0))
+        floor = self._floor.setdefault(name, {})
+        floor[labels] = value = max(value, floor.get(labels, 0))
         return value
 
-    def _read(self, run: str) -> dict[str, float]:
-        import msgspec
-
+    def _read(self, run: str) -> _Floor:
+        floor: _Floor = {}
         if self._file:
             with suppress(OSError, msgspec.MsgspecError):
                 with open(self._file, "rb") as file:
-                    of, floor = msgspec.json.decode(file.read(), type=tuple[str, dict[str, float]])
-                return floor if of == run else {}
-        return {}
+                    of, shown = msgspec.json.decode(file.read(), type=_Shown)
+                for name, labels, value in shown if of == run else ():
+                    floor.setdefault(name, {})[labels] = value
+        return floor
 
     def _write(self, run: str) -> None:
         """Before it is shown to anybody. Lost with the machine, not with the process: so it need not be durable."""
-        import msgspec
-
         if self._file:
             with suppress(OSError):
                 with open(self._file + ".new", "wb") as file:
-                    file.write(msgspec.json.encode((run, self._floor)))
+                    shown = [(name, *each) for name, floor in self._floor.items() for each in floor.items()]
+                    file.write(msgspec.json.encode((run, shown)))
                 os.replace(self._file + ".new", self._file)
+
+
+def _without_abandoned(step: StepStatus) -> StepStatus:
+    left = {reason: count for reason, count in step.discarded.items() if reason != ABANDONED}
+    return msgspec.structs.replace(step, discarded=left)
 
 
 def _gauges(status: Status) -> Iterator[Metric]:

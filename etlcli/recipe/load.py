@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from etlcli.core.edit import encode
@@ -75,6 +76,10 @@ _ELSEWHERE = {
     "output": "the output is the sink's",
 }
 """Flags of a subcommand that are no options of a step."""
+# The start of a URL up to a user's name or password, the rest of them, and what ends them too early.
+_AUTHORITY = re.compile(r"://[^/?#]*$")
+_USER = re.compile(r"[^/?#]*@")
+_UNFIT = re.compile(r"[/?#\[\]@\s]")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _PARAM_TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
@@ -408,7 +413,19 @@ class _Loader:
         whole = _REFERENCE.fullmatch(value)
         if whole:
             return self._resolve(node, whole[1])
-        return _REFERENCE.sub(lambda match: str(self._resolve(node, match[1])), value)
+        return _REFERENCE.sub(partial(self._inserted, node), value)
+
+    def _inserted(self, node: Node, match: re.Match[str]) -> str:
+        """What stands for a reference inside a text."""
+        text = str(self._resolve(node, match[1]))
+        before, after = match.string[: match.start()], match.string[match.end() :]
+        if _AUTHORITY.search(before) and _USER.match(after) and _UNFIT.search(text):
+            raise self._error(
+                node,
+                f"{match[0]} stands in a URL, and has a character that means something else there",
+                hint="a name or password is percent-encoded in a URL: / as %2F, @ as %40, : as %3A",
+            )
+        return text
 
     def _resolve(self, node: Node, reference: str) -> Any:
         kind, _, name = reference.partition(".")

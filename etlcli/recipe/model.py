@@ -8,6 +8,7 @@ from etlcli.core import params
 from etlcli.core.fields import Path
 from etlcli.core.policy import ErrorBudget, Retry
 from etlcli.core.stage import DEFAULT_MEMORY, DEFAULT_QUEUE
+from etlcli.observe.doors import check_server
 from etlcli.observe.logs import EVERY, SAMPLE
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class LineageSpec(params.Declared):
     def verify(self) -> None:
         if bool(self.file) == bool(self.url):
             raise ValueError("file: lineage needs a file or a url, one of them")
+        try:
+            if self.url:
+                check_server(self.url)
+        except ValueError as error:
+            raise ValueError(f"url: {error}") from None
 
 
 class LoggingSpec(NamedTuple):

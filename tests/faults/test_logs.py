@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
+import sys
+import termios
 import threading
 from pathlib import Path
 from typing import Any
@@ -326,3 +329,51 @@ def test_P6_urls_are_shown_without_passwords_and_queries(work: Path) -> None:
                  ["run", "recipe.yaml", "--set", url], ["sort", "--by", "n", "-o", url], [url]):  # fmt: skip
         done = run_etl(*line, cwd=work)
         assert done.returncode in (2, 66, 78) and b"hush" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("secret", ["xq7@kv4/zw9", 'xq7@kv4 "zw9', "xq7#kv4", "xq7?kv4", "xq7[kv4]zw9", "xq7/kv4"])
+@pytest.mark.parametrize("where", ["metrics", "lineage", "sql"])
+def test_P6_a_secret_that_a_url_would_be_cut_in_is_refused(where: str, secret: str, work: Path) -> None:
+    url = "http://me:${env.DB_PASSWORD}@127.0.0.1:9"
+    changes: dict[str, Any] = {
+        "metrics": {"metrics": {"pushgateway": url}},
+        "lineage": {"lineage": {"url": url}},
+        "sql": {"sink": {"uses": "sql", "with": {"url": url.replace("http", "postgresql"), "table": "t"}}},
+    }[where]
+    done = run_etl("run", recipe(work, **changes), env=environment(DB_PASSWORD=secret))
+    assert done.returncode == 78
+    assert b"${env.DB_PASSWORD} stands in a URL" in done.stderr and b"%2F" in done.stderr
+    assert not any(part in done.stderr for part in (b"xq7", b"kv4", b"zw9"))
+
+
+@pytest.mark.parametrize(
+    "section", [{"lineage": {"url": "http://u:hunter/x"}}, {"metrics": {"pushgateway": "http://u:hunter/x"}}]
+)
+def test_P6_what_is_no_url_is_not_quoted(section: dict[str, Any], work: Path) -> None:
+    done = run_etl("run", recipe(work, **section))
+    assert done.returncode == 78
+    assert b"expected a URL" in done.stderr and b"hunter" not in done.stderr
+
+
+def test_a_second_signal_ends_a_run_whose_log_nobody_takes(work: Path) -> None:
+    (work / "in.ndjson").write_bytes(BAD * 20_000)
+    path = recipe(work, {"level": "debug", "format": "json", "sample": 100_000}, runtime={"workers": 1})
+    running = subprocess.Popen([BIN / "etl", "run", path], stderr=subprocess.PIPE, env=environment())
+    assert running.stderr
+    try:
+        size = -1
+        while size < (size := _waiting(running.stderr.fileno())) or size < 1 << 15:
+            assert running.poll() is None
+            threading.Event().wait(0.3)
+        running.send_signal(signal.SIGTERM)
+        threading.Event().wait(0.3)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == -signal.SIGTERM
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def _waiting(fd: int) -> int:
+    """Bytes in a pipe."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
