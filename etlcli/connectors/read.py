@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from etlcli.connectors.progress import Place, Progress, Start
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject, Span, whole_lines_of
-from etlcli.core.fields import projection
 from etlcli.core.intake import DEFAULT_MAX_LINE, parse, too_long
 from etlcli.core.stage import Context, Prepared, Source, State
 from etlcli.errors import CheckpointError
@@ -94,7 +93,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
                 stream.close()
 
     def prepare(self, part: _Part) -> Prepared:
-        project = projection(self.ctx.reads)
+        project = self.ctx.project
         if isinstance(part.what, RawChunk):
             raw = part.what
             batch, rejects, blank = parse(raw.chunk, raw.span, project, self.params.max_line, raw.lines)

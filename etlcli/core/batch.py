@@ -330,7 +330,7 @@ class Batch:
     def columns(self, paths: tuple[Path, ...]) -> list[list[Any]]:
         """The values of each path, MISSING where a record has none. Numbers are what the record says: an int of any size, a
         float where Python writes that float with the number's value, a Decimal otherwise."""
-        if self._given and all(path in self._given for path in paths):
+        if all(path in self._given for path in paths):
             return [self._given[path] for path in paths]
         if self._projection is None or not set(paths) <= set(self._projection.paths):
             self._projection, self._exact, self._columns = projection(paths), False, {}
@@ -350,8 +350,18 @@ class Batch:
             self._columns[path] = self._projection.column(self._structs, path)
         return self._columns[path]
 
+    def decoded_by(self, project: Projection) -> list[Any] | None:
+        """The records as this projection decodes them, if that was done already."""
+        return self._structs if self._projection is project else None
+
+    def with_only(self, paths: tuple[Path, ...]) -> Batch:
+        """The same records; of what was decoded, only the values of these paths are kept."""
+        given = dict(zip(paths, self.columns(paths), strict=True))
+        return self._dressed(given, chunk=self._chunk, whole=self._whole, lines=self._lines)
+
     def _decode_exactly(self) -> None:
         assert self._projection is not None
+        self._projection = self._projection.plain
         self._structs, self._exact = list(map(self._projection.decode_exact, self.lines)), True
         self._columns = {}
 
@@ -405,7 +415,7 @@ class Batch:
         """The same records without their bytes, for a journey on which those go separately; with the values of these
         paths."""
         given = dict(zip(paths, self.columns(paths), strict=True)) if paths and self.count else None
-        return self._dressed(b"", given)
+        return self._dressed(given, chunk=b"")
 
     def columns_only(self, paths: tuple[Path, ...]) -> Batch:
         """How many records there are and the values of these paths, to be counted in another process: no bytes, and no
@@ -415,10 +425,10 @@ class Batch:
 
     def clothed(self, chunk: bytes) -> Batch:
         """A bare batch with its bytes."""
-        return self._dressed(chunk, self._given)
+        return self._dressed(self._given, chunk=chunk)
 
-    def _dressed(self, chunk: bytes, given: Mapping[Path, list[Any]] | None) -> Batch:
-        return Batch(self.count, chunk=chunk, span=self._span, rows=self._rows, kin=self._kin, given=given)
+    def _dressed(self, given: Mapping[Path, list[Any]] | None, **forms: Any) -> Batch:
+        return Batch(self.count, span=self._span, rows=self._rows, kin=self._kin, given=given, **forms)
 
     def row(self, index: int) -> int:
         """Record `index`'s place among the records of the batch that this one was first taken from."""

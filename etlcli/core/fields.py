@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from copy import copy
 from decimal import MAX_EMAX, Decimal, InvalidOperation
 from functools import lru_cache
 from math import isinf
@@ -83,13 +84,15 @@ class Projection:
 
     Skipped values are checked for syntax by the decoder but never built. `decode` takes many lines and keeps integers
     beyond 64 bits exact; what it refuses (a number no double can hold, an integer of thousands of digits) `decode_exact`
-    takes, a line at a time, as a Decimal.
+    takes, a line at a time, as a Decimal. A stage that looks at more of each record than these fields may have a decoder of
+    its own, which gives them, too (`by`); what that refuses is for the `plain` one.
     """
 
-    __slots__ = ("_attributes", "_decode_exact", "_struct", "decode", "paths")
+    __slots__ = ("_attributes", "_decode_exact", "_struct", "decode", "paths", "plain")
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
         self.paths = paths
+        self.plain = self
         tops = list(dict.fromkeys(path[0] for path in paths))
         names = {top: f"f{number}" for number, top in enumerate(tops)}
         self._attributes = {path: names[path[0]] for path in paths}
@@ -98,8 +101,18 @@ class Projection:
         self.decode: Callable[[bytes], list[Any]] = msgspec.json.Decoder(kind).decode_lines
         self._decode_exact: Callable[[bytes], Any] = msgspec.json.Decoder(kind, float_hook=exact_number).decode
 
+    def by(self, decode: Callable[[bytes], list[Any]], names: Mapping[str, str]) -> Projection | None:
+        """The same fields, decoded into objects that have them as the attributes that `names` maps them to. None where a
+        struct cannot have them."""
+        if self._struct is None:
+            return None
+        other = copy(self)
+        other.decode = decode
+        other._attributes = {path: names[path[0]] for path in self.paths}
+        return other
+
     def decode_exact(self, line: bytes) -> Any:
-        """Raises msgspec.ValidationError for what is no object, msgspec.DecodeError for what is no JSON."""
+        """Only of a plain one. Raises msgspec.ValidationError for what is no object, msgspec.DecodeError for no JSON."""
         try:
             return self._decode_exact(line)
         except msgspec.ValidationError:

@@ -50,35 +50,39 @@ def parse(
     if lines is None:
         lines = whole_lines_of(chunk)
     if max_line >= len(chunk):
-        clean = chunk
-        structs = _decode_clean(clean, lines, project)
-        if structs is None and b"\r\n" in chunk:
+        clean, in_braces = chunk, _in_braces(lines)
+        if not in_braces and b"\r\n" in chunk:
             clean = chunk.replace(b"\r\n", b"\n")
             lines = whole_lines_of(clean)
-            structs = _decode_clean(clean, lines, project)
-        if structs is not None:
-            batch = Batch(len(lines), chunk=clean, whole=lines, span=span, structs=structs, projected=project)
+            in_braces = _in_braces(lines)
+        # The decoder would take a record over two lines, and two records on one, so as many records as lines is not
+        # enough. But a newline between `}` and `{` can only stand between records; when all do, lines are records.
+        batch = _clean_batch(clean, lines, span, project) if in_braces else None
+        if batch is not None:
             return Intake(batch, [], 0)
-    return _parse_lines(lines_of(chunk), span, project, max_line)
+    return _parse_lines(lines_of(chunk), span, project.plain, max_line)
 
 
-def _decode_clean(chunk: bytes, lines: list[bytes], project: Projection) -> list[Any] | None:
-    """The decoded lines if each of the `lines` is exactly one good record; None if any of it is in doubt."""
-    if not chunk.isascii() and not _is_utf8(chunk):
+def _clean_batch(chunk: bytes, lines: list[bytes], span: Span, project: Projection) -> Batch | None:
+    """The batch if each of the `lines`, all in braces, is one good record; None if any of it is in doubt."""
+    if not (chunk.isascii() or _is_utf8(chunk)):
         return None
+    structs = _decoded(chunk, project)
+    if structs is None and project is not project.plain:
+        project = project.plain
+        structs = _decoded(chunk, project)
+    if structs is None or len(structs) != len(lines):
+        return None
+    if _may_be_deep(chunk, lines) and any(map(too_deep, lines)):
+        return None
+    return Batch(len(lines), chunk=chunk, whole=lines, span=span, structs=structs, projected=project)
+
+
+def _decoded(chunk: bytes, project: Projection) -> list[Any] | None:
     try:
-        structs = project.decode(chunk)
+        return project.decode(chunk)
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
-    # The decoder itself would take a record over two lines, and two records on one, so as many records as lines is
-    # not enough. But a newline between `}` and `{` can only stand between records; when all do, lines are records.
-    if (
-        len(structs) != len(lines)
-        or not _in_braces(lines)
-        or (_may_be_deep(chunk, lines) and any(map(too_deep, lines)))
-    ):
-        return None
-    return structs
 
 
 def _in_braces(lines: list[bytes]) -> bool:

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from etlcli.core.batch import Batch, Reject
-from etlcli.core.fields import Path
+from etlcli.core.fields import Path, Projection, projection
 from etlcli.core.files import Files
 from etlcli.core.ledger import StepCount
 from etlcli.core.params import Declared
@@ -72,7 +72,7 @@ class Context:
         retry: Retrying = once,
         max_elapsed: float | None = None,
         forgives: bool = True,
-        reads: tuple[Path, ...] = (),
+        project: Projection | None = None,
         run: str = "",
         started: float = 0.0,
         checking: bool = False,
@@ -93,8 +93,8 @@ class Context:
         """Seconds after which nothing is tried again; None for never."""
         self.forgives = forgives
         """Whether the run may go on after a reject."""
-        self.reads = reads
-        """Fields the steps after a source want decoded (a source only)."""
+        self.project = project or projection(())
+        """How the steps after a source want its records decoded (a source only)."""
         self.run = run
         """The run's id, the same in all processes that go on with it."""
         self.started = started
@@ -213,6 +213,11 @@ class Stage(Component):
     def reads(self) -> tuple[Path, ...]:
         """The fields `prepare` asks the batch for, so that steps can share one decode."""
         return ()
+
+    def projection(self, plain: Projection) -> Projection | None:
+        """Another one for the same fields, by a decoder that this stage would put the records through itself; None for no
+        need of one. `prepare` may then ask the batch for what it `decoded_by` it."""
+        return None
 
     def prepare(self, batch: Batch) -> Prepared:
         return Prepared(batch)

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etlcli.core.batch import Batch, Reject
-from etlcli.core.fields import Path
+from etlcli.core.fields import Path, projection
 from etlcli.core.files import Files
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Handler, Policy
@@ -382,8 +382,12 @@ class Pipeline:
         # A run that only reports says of every bad line what is wrong, rather than stop at the first.
         policy = self._policy("report" if spec.on_error.then == "fail" and _reporting(stages) else spec.on_error.then)
         meters = self._metering.at(spec.id)
-        reads = _union(_shared_reads(stages), *(meter.paths for meter in meters))
-        context = self._context(spec, count, policy, resources, reads=reads, due=lambda: _soonest((*stages, *beyond)))
+        project = projection(_union(_shared_reads(stages), *(meter.paths for meter in meters)))
+        if stages:
+            project = stages[0].component.projection(project) or project
+        context = self._context(
+            spec, count, policy, resources, project=project, due=lambda: _soonest((*stages, *beyond))
+        )
         source: Source = self._component("source", spec, context, self._state("source"))
         step = SourceStep(source, spec.on_error, count, policy, self._fallback(spec, context))
         step.meters = meters

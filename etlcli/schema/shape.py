@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Annotated, Any, Literal, Protocol, Union
 
@@ -25,6 +25,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw
 
 from etlcli.core.batch import Batch
+from etlcli.core.fields import Projection
 from etlcli.schema.load import Schema
 
 _SCALAR = {"type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength",
@@ -59,28 +60,53 @@ class _Inexpressible(Exception):
 
 
 class Shape:
-    def __init__(self, record: Any, checks: list[_StringCheck]) -> None:
+    def __init__(self, record: type[msgspec.Struct], scalars: Mapping[str, str], checks: list[_StringCheck]) -> None:
+        """`scalars` are the attributes of fields that can be neither arrays nor objects, by the fields' names."""
         decoder = msgspec.json.Decoder(record)
         self._decode = decoder.decode
         self._decode_lines = decoder.decode_lines
+        self._record = record
+        self._scalars = scalars
         self._checks = checks
+        self._projection: Projection | None = None
 
     @classmethod
     def of(cls, schema: Schema, compiled: Callable[[dict[str, Any]], Engine], *, formats: bool) -> Shape | None:
         """The shape of a schema that the engine accepts, or None. `compiled` makes an engine for a part of it."""
         builder = _Builder(schema, compiled, ("pattern", "format") if formats else ("pattern",))
         try:
-            return cls(builder.record(schema.document), builder.checks)
+            record = builder.record(schema.document)
+            return cls(record, builder.scalars, builder.checks)
         except (_Inexpressible, ValueError, RecursionError):
             return None  # ValueError: the decoder cannot have fields of that name
+
+    def projection(self, plain: Projection) -> Projection | None:
+        """The same fields by a decoder that proves records valid at the same time, as `suspects` then need not. None where
+        a value would not be the same."""
+        names = dict(self._scalars)
+        others: dict[str, str] = {}
+        known = set(self._record.__struct_encode_fields__)
+        for top in dict.fromkeys(top for top, *_ in plain.paths if top not in names):
+            if top in known or self._record.__struct_config__.forbid_unknown_fields:
+                return None
+            names[top] = f"other{len(others)}"
+            others[names[top]] = top
+        try:
+            record = _struct([(name, Any, UNSET) for name in others], others, bases=(self._record,))
+        except ValueError:  # the decoder cannot have fields of that name
+            return None
+        self._projection = plain.by(msgspec.json.Decoder(record).decode_lines, names)
+        return self._projection
 
     def suspects(self, batch: Batch) -> Sequence[int]:
         """The indices of the records that are not proven valid, in order."""
         kept: Sequence[int] = range(batch.count)
-        try:
-            rows: Sequence[Any] = self._decode_lines(batch.chunk)
-        except (msgspec.MsgspecError, RecursionError):
-            kept, rows = self._one_by_one(batch.lines)
+        rows: Sequence[Any] | None = batch.decoded_by(self._projection) if self._projection else None
+        if rows is None:
+            try:
+                rows = self._decode_lines(batch.chunk)
+            except (msgspec.MsgspecError, RecursionError):
+                kept, rows = self._one_by_one(batch.lines)
         proven = kept
         for check in self._checks:
             if bad := check.bad(rows):
@@ -134,6 +160,7 @@ class _Builder:
 
     def __init__(self, schema: Schema, compiled: Callable[[dict[str, Any]], Engine], checked: tuple[str, ...]) -> None:
         self.checks: list[_StringCheck] = []
+        self.scalars: dict[str, str] = {}
         self._schema = schema
         self._compiled = compiled
         self._checked = checked
@@ -193,26 +220,26 @@ class _Builder:
 
     def _object(self, node: dict[str, Any], values: Values | None) -> Any:
         """A struct type. Properties that nothing is asked of are skipped by the decoder, unless they have to be known."""
-        closed = node.get("additionalProperties", True)
-        if not isinstance(closed, bool):
+        is_open = node.get("additionalProperties", True)
+        if not isinstance(is_open, bool):
             raise _Inexpressible
         properties = node.get("properties", {})
         required = set(node.get("required", ()))
         names = list(dict.fromkeys([*properties, *node.get("required", ())]))
-        if not closed and not required <= set(properties):
+        if not is_open and not required <= set(properties):
             raise _Inexpressible
         fields: list[Any] = []
         renamed = {}
         for number, name in enumerate(names):
-            attribute = f"f{number}"
+            attribute = f"field{number}"
             kind = self._type(properties.get(name, True), _attributes(attribute, values))
-            if kind is Raw and closed and name not in required:
+            if kind is Raw and is_open and name not in required:
                 continue
             fields.append((attribute, kind) if name in required else (attribute, kind, UNSET))
             renamed[attribute] = name
-        return msgspec.defstruct(
-            "Shaped", fields, rename=renamed, forbid_unknown_fields=not closed, kw_only=True, gc=False
-        )
+            if values is None and _is_scalar(self._followed(properties.get(name, True))):
+                self.scalars[name] = attribute
+        return _struct(fields, renamed, forbid_unknown_fields=not is_open)
 
     def _string(self, node: dict[str, Any], values: Values, *, hashable: bool) -> Any:
         own = {key: node[key] for key in ("minLength", "maxLength", *self._checked) if key in node}
@@ -233,6 +260,10 @@ class _Builder:
         return _literal[tuple(allowed)]
 
 
+def _struct(fields: list[Any], renamed: dict[str, str], **options: Any) -> type[msgspec.Struct]:
+    return msgspec.defstruct("Shaped", fields, rename=renamed, kw_only=True, gc=False, **options)
+
+
 def _attributes(name: str, parents: Values | None) -> Values:
     """The values of an attribute: of the records, or of the structs at another place."""
     get = attrgetter(name)
@@ -250,6 +281,13 @@ def _kinds(node: dict[str, Any]) -> list[str]:
     named = node.get("type", _KINDS)
     kinds = [named] if isinstance(named, str) else list(named)
     return [kind for kind in kinds if kind != "integer" or "number" not in kinds]
+
+
+def _is_scalar(node: Any) -> bool:
+    """Whether what the subschema allows, as `_Builder` takes it over, can be neither an array nor an object."""
+    if not isinstance(node, dict):
+        return False
+    return "enum" in node or "const" in node or {"array", "object"}.isdisjoint(_kinds(node))
 
 
 def _limited(kind: Any, **limits: Any) -> Any:

@@ -16,7 +16,7 @@ import msgspec
 
 from etlcli.core.batch import Batch, decode_record
 from etlcli.core.edit import encode, raw_at
-from etlcli.core.fields import pointer
+from etlcli.core.fields import Projection, pointer
 from etlcli.errors import SchemaError
 from etlcli.schema.load import Schema
 from etlcli.schema.shape import Shape
@@ -52,6 +52,10 @@ class Verdict:
         self._schema = schema
         self._engine = compiled(schema, formats)
         self._shape = Shape.of(schema, lambda part: subvalidator(part, schema.draft, formats), formats=formats)
+
+    def projection(self, plain: Projection) -> Projection | None:
+        """See `Shape.projection`."""
+        return self._shape.projection(plain) if self._shape else None
 
     def suspects(self, batch: Batch) -> Sequence[int]:
         """The indices of the records that may not be valid, in order: a cheap answer where the schema allows one."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from etlcli.core import params
 from etlcli.core.batch import Batch, Errors
 from etlcli.core.expressions import Expression, check_condition
-from etlcli.core.fields import MISSING, Path, pointer
+from etlcli.core.fields import MISSING, Path, Projection, pointer
 from etlcli.core.functions import described
 from etlcli.core.stage import Context, Prepared, Stage, State
 
@@ -78,6 +78,7 @@ oneOf, if). A valid record is never changed, and the other fields of a changed o
         super().__init__(params, ctx, state)
         self._verdict: Verdict | None = None
         self._fill: Fill | None = None
+        self._projection: Projection | None = None
         if params.schema:
             # The engine takes 25 ms to import: only a run that validates by a schema pays for it.
             from etlcli.schema.fill import Fill
@@ -95,8 +96,14 @@ oneOf, if). A valid record is never changed, and the other fields of a changed o
     def reads(self) -> tuple[Path, ...]:
         return tuple(dict.fromkeys(path for rule in self._rules for path in rule.paths))
 
+    def projection(self, plain: Projection) -> Projection | None:
+        self._projection = self._verdict.projection(plain) if self._verdict else None
+        return self._projection
+
     def prepare(self, batch: Batch) -> Prepared:
         judged, invalid = self._judge(batch)
+        if self._projection and judged.decoded_by(self._projection):  # many values, which nobody else needs
+            judged = judged.with_only(self._projection.paths)
         broken = self._broken(judged)
         bad = set(invalid)
         # A reject holds the record as it came, its errors are about the record as it was judged.

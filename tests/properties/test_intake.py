@@ -206,7 +206,7 @@ def test_one_byte_changed(line: bytes, data: st.DataObject) -> None:
 @given(st.lists(st.sampled_from([*GOOD, *BAD, *BLANK]), max_size=6), st.sampled_from(PROJECTIONS))
 def test_the_fast_path_is_the_slow_one(lines: list[bytes], paths: tuple[Path, ...]) -> None:
     fast = parsed(lines, paths, 1 << 24)
-    with mock.patch.object(intake, "_decode_clean", return_value=None):
+    with mock.patch.object(intake, "_clean_batch", return_value=None):
         slow = parsed(lines, paths, 1 << 24)
     assert fast.batch.lines == slow.batch.lines
     assert repr(fast.batch.columns(paths or (("a",),))) == repr(slow.batch.columns(paths or (("a",),)))

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from etlcli.core.batch import Batch
-from etlcli.core.fields import exact_number, pointer
+from etlcli.core.batch import Batch, Span
+from etlcli.core.fields import MISSING, Path, exact_number, pointer, projection
+from etlcli.core.intake import parse
 from etlcli.schema.fill import Fill
 from etlcli.schema.load import Schema
 from etlcli.schema.shape import Shape
@@ -179,6 +180,53 @@ def test_what_a_shape_does_not_suspect_is_valid(uri: str, schema: Any, lines: li
     for _ in range(2):  # the second time with the strings that it has learnt
         trusted = set(range(len(lines))) - set(shape.suspects(batch))
         assert all(engine.is_valid(decode(batch.lines[index])) for index in trusted)
+
+
+fields = st.lists(
+    st.sampled_from(NAMES).map(lambda name: (name,)) | st.sampled_from([("a", "b"), ("b", "0"), ("z",), ("other0",)]),
+    max_size=3,
+    unique=True,
+)
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(schema=schemas(2, shaped=True), lines=batches, paths=fields.map(tuple))
+@example(schema={"properties": {"a": {"type": "number"}}}, lines=['{"a": 9007199254740993.0}'], paths=(("a",),))
+@example(schema={"properties": {"a": {"type": "number"}}}, lines=['{"a": 1e400}', '{"a": 1}'], paths=(("a",),))
+@example(schema={"properties": {"a": {"type": "integer"}}}, lines=['{"b": {"x": [1]}, "a": 1}'], paths=(("b", "x"),))
+@example(schema={"properties": {"a": {"type": "object"}}}, lines=['{"a": {"b": 1}}'], paths=(("a", "b"),))
+@example(schema={"required": ["a"]}, lines=['{"a": {"b": 1}}'], paths=(("a", "b"),))
+def test_one_decode_serves_the_shape_and_the_columns(schema: Any, lines: list[str], paths: tuple[Path, ...]) -> None:
+    known = Schema(whole(schema), "s")
+    alone, shared = (
+        Shape.of(known, lambda part: subvalidator(part, known.draft, False), formats=False) for _ in range(2)
+    )
+    plain = projection(paths)
+    both = shared and shared.projection(plain)
+    if not (alone and shared and both):
+        return
+    chunk = b"".join(line.encode() + b"\n" for line in lines)
+    for once in (chunk, *(line.encode() + b"\n" for line in lines)):
+        batch, same = (parse(once, Span("in", 1, 0, once), how).batch for how in (both, plain))
+        assert list(shared.suspects(batch)) == list(alone.suspects(same))
+        assert repr(batch.columns(paths)) == repr(same.columns(paths))
+        kept = parse(once, Span("in", 1, 0, once), both).batch.with_only(paths)
+        assert repr(kept.columns(paths)) == repr(same.columns(paths))
+        assert (kept.chunk, kept.lines, kept.origin(0)) == (same.chunk, same.lines, same.origin(0))
+
+
+def test_one_decode_serves_the_sample() -> None:
+    """Beyond the property, which would hold if no decode were ever shared."""
+    schema = Schema({"properties": {"id": {"type": "integer"}, "tail": {"type": ["string", "null"]}}}, "s")
+    shape = Shape.of(schema, lambda part: subvalidator(part, schema.draft, False), formats=False)
+    assert shape
+    both = shape.projection(projection((("id",), ("else", "deep"))))
+    assert both
+    chunk = b'{"id":1,"tail":null,"else":{"deep":"x"}}\n{"id":2}\n'
+    batch = parse(chunk, Span("in", 1, 0, chunk), both).batch
+    assert batch.decoded_by(both)
+    assert list(shape.suspects(batch)) == []
+    assert batch.columns(both.paths) == [[1, 2], ["x", MISSING]]
 
 
 @many

@@ -9,14 +9,21 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from etlcli.core.batch import Batch, Reject, Span
+from etlcli.core.fields import projection
+from etlcli.core.intake import parse
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
+from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import InputMissingError, SchemaError
 from etlcli.io.stepfiles import StepFiles
+from etlcli.observe.logs import Log
+from etlcli.recipe.load import load_recipe
+from etlcli.schema.shape import Shape
 from etlcli.stages.validate import Validate
 
 SCHEMA = {
@@ -176,3 +183,41 @@ def test_p7_the_engine_is_imported_only_when_there_is_a_schema() -> None:
     code = "import sys, etlcli.stages.validate; print([m for m in sys.modules if m.startswith(('jsonschema', 'etlcli.schema'))])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.stdout == "[]\n"
+
+
+def test_records_are_decoded_once_for_the_schema_and_for_those_who_come_after(tmp_path: Path) -> None:
+    (tmp_path / "in.ndjson").write_text('{"id": 3, "unit": "kg"}\n{"id": 1, "unit": "kg"}\n')
+    (tmp_path / "s.json").write_text(json.dumps(SCHEMA))
+    recipe = {
+        "version": 1,
+        "name": "once",
+        "source": {"uses": "read", "with": {"paths": ["in.ndjson"]}},
+        "steps": [{"uses": "validate", "with": {"schema": "s.json"}}, {"uses": "sort", "with": {"by": ["id"]}}],
+        "sink": {"uses": "write", "with": {"path": "out.ndjson"}},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    decodes: list[Any] = []
+    suspects = Shape.suspects
+
+    def watched(shape: Shape, batch: Batch) -> Any:
+        decodes.append(shape._projection and batch.decoded_by(shape._projection))
+        return suspects(shape, batch)
+
+    with mock.patch.object(Shape, "suspects", watched):
+        Pipeline(load_recipe(str(tmp_path / "recipe.yaml")), Log("error", "json")).run()
+    assert [len(rows) for rows in decodes] == [2]
+    assert (tmp_path / "out.ndjson").read_text() == '{"id": 1, "unit": "kg"}\n{"id": 3, "unit": "kg"}\n'
+
+
+def test_what_was_decoded_for_the_schema_alone_is_not_kept(stage: Any) -> None:
+    check = stage()
+    project = check.projection(projection((("id",),)))
+    chunk = b'{"id": 1, "unit": "kg"}\n{"id": 2}\n'
+    read = parse(b'{"id": 1, "unit": "kg"}\n', Span("in", 1, 0, b""), project).batch
+    assert read.decoded_by(project)
+    prepared = check.prepare(read)
+    assert prepared.batch.decoded_by(project) is None
+    assert prepared.batch.columns((("id",),)) == [[1]]
+    prepared = check.prepare(parse(chunk, Span("in", 1, 0, chunk), project).batch)  # the second is not valid
+    assert prepared.batch.columns((("id",),)) == [[1]]
+    assert [reject.code for reject in prepared.rejects] == ["schema"]
