@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.fields import Column, Path, Projection, decode_long, exact_number, may_be_inexact, projection
+from etlcli.core.fields import Column, Derived, Path, Projection, decode_long, exact_number, may_be_inexact, projection
 
 _families = counting()
 _decode_records = msgspec.json.Decoder(dict[str, Any]).decode_lines
@@ -206,6 +206,10 @@ class Reject:
         return f"{first['message']}{where}{more}"
 
 
+_Given = dict[Path | str, list[Any]]
+"""Columns that were made elsewhere: the values of paths, and by their names those of derived ones."""
+
+
 class Batch:
     __slots__ = (
         "_chunk",
@@ -237,7 +241,7 @@ class Batch:
         projected: Projection | None = None,
         exact: bool = False,
         kin: tuple[int, int] | None = None,
-        given: Mapping[Path, list[Any]] | None = None,
+        given: _Given | None = None,
     ) -> None:
         """`chunk`, `whole` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i. `structs` are
         the lines as decoded by `projected`; `exact` says that a number in them is known to be what its line says. `kin` is
@@ -253,7 +257,7 @@ class Batch:
         self._projection = projected
         self._exact = exact
         self._columns: dict[Path, list[Any]] = {}
-        self._given = given or {}
+        self._given: _Given = given or {}
         self._kin = (os.getpid(), next(_families)) if kin is None else kin
         self._records: list[dict[str, Any]] | None = None
         self._size: int | None = None
@@ -344,6 +348,11 @@ class Batch:
             self._exact = True
         return [self._column(path) for path in paths]
 
+    def derived(self, column: Derived) -> list[Any]:
+        """What is made of each record's fields."""
+        given = self._given.get(column.name)
+        return column.make(self.columns(column.paths)) if given is None else given
+
     def _column(self, path: Path) -> list[Any]:
         if path not in self._columns:
             assert self._projection is not None and self._structs is not None
@@ -356,7 +365,7 @@ class Batch:
 
     def with_only(self, paths: tuple[Path, ...]) -> Batch:
         """The same records; of what was decoded, only the values of these paths are kept."""
-        given = dict(zip(paths, self.columns(paths), strict=True))
+        given: _Given = dict(zip(paths, self.columns(paths), strict=True))
         return self._dressed(given, chunk=self._chunk, whole=self._whole, lines=self._lines)
 
     def _decode_exactly(self) -> None:
@@ -411,10 +420,14 @@ class Batch:
         """The same records, each as its new line (one valid JSON object)."""
         return Batch(self.count, lines=lines, span=self._span, rows=self._rows, kin=self._kin)
 
-    def bare(self, paths: tuple[Path, ...]) -> Batch:
-        """The same records without their bytes, for a journey on which those go separately; with the values of these
-        paths."""
-        given = dict(zip(paths, self.columns(paths), strict=True)) if paths and self.count else None
+    def bare(self, columns: Iterable[Path | Derived]) -> Batch:
+        """The same records without their bytes, for a journey on which those go separately; with these columns."""
+        derived = [column for column in columns if isinstance(column, Derived)]
+        paths = tuple(column for column in columns if not isinstance(column, Derived))
+        given: _Given = {}
+        if self.count:
+            given.update(zip(paths, self.columns(paths), strict=True))
+            given.update((column.name, self.derived(column)) for column in derived)
         return self._dressed(given, chunk=b"")
 
     def columns_only(self, paths: tuple[Path, ...]) -> Batch:
@@ -427,7 +440,7 @@ class Batch:
         """A bare batch with its bytes."""
         return self._dressed(self._given, chunk=chunk)
 
-    def _dressed(self, given: Mapping[Path, list[Any]] | None, **forms: Any) -> Batch:
+    def _dressed(self, given: _Given, **forms: Any) -> Batch:
         return Batch(self.count, span=self._span, rows=self._rows, kin=self._kin, given=given, **forms)
 
     def row(self, index: int) -> int:
@@ -463,7 +476,7 @@ def _rebuilt(
     span: Span | None,
     rows: Sequence[int] | None,
     kin: tuple[int, int],
-    given: dict[Path, list[Any]],
+    given: _Given,
 ) -> Batch:
-    columns = {path: Column(column) for path, column in given.items()}
+    columns: _Given = {name: Column(column) for name, column in given.items()}
     return Batch(count, chunk=chunk, span=span, rows=rows, kin=kin, given=columns)

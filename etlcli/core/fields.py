@@ -13,9 +13,10 @@ from collections.abc import Set as AbstractSet
 from copy import copy
 from decimal import MAX_EMAX, Decimal, InvalidOperation
 from functools import lru_cache
+from itertools import chain
 from math import isinf
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -77,6 +78,21 @@ class Column(list[Any]):
 def kinds_of(values: Sequence[Any]) -> frozenset[type]:
     """The types of some values."""
     return values.kinds if isinstance(values, Column) else frozenset(map(type, values))
+
+
+class Derived(NamedTuple):
+    """A column that is made of fields, record by record: where those are at hand, perhaps in another process. `name` is its
+    own in a pipeline."""
+
+    name: str
+    paths: tuple[Path, ...]
+    make: Callable[[Sequence[list[Any]]], list[Any]]
+
+
+def fields_of(columns: Iterable[Path | Derived]) -> tuple[Path, ...]:
+    """The fields that these columns are, or are made of."""
+    paths = (column.paths if isinstance(column, Derived) else (column,) for column in columns)
+    return tuple(dict.fromkeys(chain.from_iterable(paths)))
 
 
 class Projection:

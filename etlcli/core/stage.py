@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from etlcli.core.batch import Batch, Reject
-from etlcli.core.fields import Path, Projection, projection
+from etlcli.core.fields import Derived, Path, Projection, projection
 from etlcli.core.files import Files
 from etlcli.core.ledger import StepCount
 from etlcli.core.params import Declared
@@ -210,8 +210,9 @@ class Stage(Component):
     reports: bool = False
     """Whether this stage, as configured, only reports: its rejects are findings to show, whatever `on_error` says."""
 
-    def reads(self) -> tuple[Path, ...]:
-        """The fields `prepare` asks the batch for, so that steps can share one decode."""
+    def reads(self) -> tuple[Path | Derived, ...]:
+        """The columns `prepare` asks the batch for, so that steps can share one decode, and workers can make what is
+        derived for a step that they do not prepare."""
         return ()
 
     def projection(self, plain: Projection) -> Projection | None:

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from etlcli.core.batch import Batch, Errors, Reject
-from etlcli.core.fields import Path
+from etlcli.core.fields import Derived, Path
 from etlcli.core.stage import Prepared
 from etlcli.engine.step import SourceStep, StageStep
 
@@ -41,8 +41,8 @@ Result = tuple[int, list[Worked]]
 class Head:
     """`steps` are those that hold no state, and the first that does."""
 
-    def __init__(self, source: SourceStep, steps: Sequence[StageStep], behind: tuple[Path, ...] = ()) -> None:
-        """`behind` are fields that are read, or measured, of the records as they leave the head."""
+    def __init__(self, source: SourceStep, steps: Sequence[StageStep], behind: tuple[Path | Derived, ...] = ()) -> None:
+        """`behind` are columns that are read, or measured, of the records as they leave the head."""
         self._source = source
         self._steps = steps
         self._behind = behind

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etlcli.core.batch import Batch, Reject
-from etlcli.core.fields import Path, projection
+from etlcli.core.fields import Derived, Path, fields_of, projection
 from etlcli.core.files import Files
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Handler, Policy
@@ -382,7 +382,7 @@ class Pipeline:
         # A run that only reports says of every bad line what is wrong, rather than stop at the first.
         policy = self._policy("report" if spec.on_error.then == "fail" and _reporting(stages) else spec.on_error.then)
         meters = self._metering.at(spec.id)
-        project = projection(_union(_shared_reads(stages), *(meter.paths for meter in meters)))
+        project = projection(fields_of(_union(_shared_reads(stages), *(meter.paths for meter in meters))))
         if stages:
             project = stages[0].component.projection(project) or project
         context = self._context(
@@ -551,20 +551,20 @@ def _soonest(stages: Sequence[StageStep]) -> float | None:
     return min((due for stage in stages if (due := stage.due()) is not None), default=None)
 
 
-def _shared_reads(stages: Sequence[StageStep]) -> tuple[Path, ...]:
-    """The fields that steps read, or meters look at, of the records as they come to the first: up to the one that makes
+def _shared_reads(stages: Sequence[StageStep]) -> tuple[Path | Derived, ...]:
+    """The columns that steps read, or meters look at, of the records as they come to the first: up to the one that makes
     others of them, or another order."""
-    paths: list[Path] = []
+    columns: list[Path | Derived] = []
     for step in stages:
-        paths += step.component.reads()
+        columns += step.component.reads()
         if not _passes_on(step):
             break
-        paths += step.measured
-    return _union(paths)
+        columns += step.measured
+    return _union(columns)
 
 
-def _behind(source: SourceStep, trunk: Sequence[StageStep], length: int) -> tuple[Path, ...]:
-    """The fields that are read, or measured, of the records as they leave a head of so many steps."""
+def _behind(source: SourceStep, trunk: Sequence[StageStep], length: int) -> tuple[Path | Derived, ...]:
+    """The columns that are read, or measured, of the records as they leave a head of so many steps."""
     if not length:
         return _union(source.measured, _shared_reads(trunk))
     last = trunk[length - 1]
@@ -572,8 +572,8 @@ def _behind(source: SourceStep, trunk: Sequence[StageStep], length: int) -> tupl
     return _union(measured, _shared_reads(trunk[length:]) if _passes_on(last) else ())
 
 
-def _union(*paths: Iterable[Path]) -> tuple[Path, ...]:
-    return tuple(dict.fromkeys(chain(*paths)))
+def _union(*columns: Iterable[Path | Derived]) -> tuple[Path | Derived, ...]:
+    return tuple(dict.fromkeys(chain(*columns)))
 
 
 def _passes_on(step: StageStep) -> bool:

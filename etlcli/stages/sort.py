@@ -16,7 +16,7 @@ from typing import Any
 from etlcli.core import params
 from etlcli.core.batch import Batch, Origin
 from etlcli.core.explain import told
-from etlcli.core.fields import Path, parse_path
+from etlcli.core.fields import Derived, Path, parse_path
 from etlcli.core.files import Run, Spill
 from etlcli.core.ordering import KeyMaker, order_of, sorted_by
 from etlcli.core.stage import Context, Prepared, Stage, State
@@ -81,6 +81,7 @@ that nothing can be left behind."""
         self._paths = _paths(params.by)
         descending = [name.startswith("-") for name in params.by]
         self._key_maker = KeyMaker(descending, nulls_first=params.nulls == "first", numeric=params.numeric)
+        self._keys = Derived(f"{ctx.step} keys", self._paths, self._key_maker.keys)
         self._kept = self._nothing()
         self._limit = ctx.memory // 16 * 15
         self._spill: Spill | None = None
@@ -92,12 +93,11 @@ that nothing can be left behind."""
         if state:
             self._resume(state)
 
-    def reads(self) -> tuple[Path, ...]:
-        return self._paths
+    def reads(self) -> tuple[Derived, ...]:
+        return (self._keys,)
 
     def prepare(self, batch: Batch) -> Prepared:
-        keys = self._key_maker.keys(batch.columns(self._paths))
-        return Prepared(batch, extra=keys)
+        return Prepared(batch, extra=batch.derived(self._keys))
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         batch = prepared.batch

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from etlcli.core.batch import Batch, Origin, Reject, Span, decode_record
-from etlcli.core.fields import MISSING
+from etlcli.core.fields import MISSING, Derived
 
 CHUNK = b'{"a":1}\n{"a":null,"b":{"c":[5,6]}}\n{}\n'
 LINES = CHUNK.split(b"\n")[:-1]
@@ -112,3 +115,23 @@ def test_what_a_reject_says() -> None:
     assert Batch(3, chunk=CHUNK, span=Span("in", 1, 0, CHUNK)).reject(2, "rule", errors) == Reject(
         "rule", errors, b"{}", Origin("in", 3, 35)
     )
+
+
+def test_what_one_process_has_derived_another_does_not_derive_again(batch: Batch) -> None:
+    asked: list[int] = []
+
+    def spelled(columns: Sequence[list[Any]]) -> list[Any]:
+        asked.append(len(columns[0]))
+        return [value if value is MISSING else str(value) for value in columns[0]]
+
+    column = Derived("spellings", (("a",),), spelled)
+    expected = spelled(batch.columns((("a",),)))
+    sent = pickle.loads(pickle.dumps(batch.bare((("a",), column)))).clothed(batch.chunk)
+    asked.clear()
+    assert sent.derived(column) == expected
+    assert sent.take([2, 0]).derived(column) == [expected[2], expected[0]]
+    assert sent.columns((("a",),)) == batch.columns((("a",),))
+    assert sent.lines == batch.lines
+    assert asked == []
+    assert batch.take([1]).derived(column) == [expected[1]]
+    assert asked == [1]
