@@ -157,10 +157,10 @@ def _spelled(key: str) -> list[str]:
     import msgspec
 
     from etlcli.core.fields import exact_number
-    from etlcli.core.keys import keys_of
+    from etlcli.core.keys import texts_of
 
     try:
-        return keys_of([[msgspec.json.Decoder(float_hook=exact_number).decode(key)]])
+        return texts_of([[msgspec.json.Decoder(float_hook=exact_number).decode(key)]])
     except msgspec.DecodeError:
         return []
 

@@ -5,6 +5,9 @@ The text is the value's canonical JSON: members sorted by name, no space, a numb
 cache file can read it. What is longer than 64 characters is replaced by its 128-bit hash (xxh3). Two different keys
 get the same hash by accident never; somebody who may choose the records can make it happen, as with any hash without a
 secret.
+
+In memory an integer that is not so long is its own key (`keys_of`): it takes less of everything than its digits, which are
+its text.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from xxhash import xxh3_128_hexdigest
 from etlcli.core.batch import Batch
 from etlcli.core.fields import exact_number, kinds_of
 
+Key = int | str
 _LONGEST = 64
+_LARGEST = 10 ** (_LONGEST - 1)
 _HASHED = "xxh3:"
 """No JSON text begins so."""
 _EXACT = 1 << 53
@@ -28,13 +33,30 @@ _encode_lines = msgspec.json.Encoder(order="deterministic").encode_lines
 _REWRITTEN = {float, Decimal, list, dict}
 
 
-def keys_of(columns: Sequence[list[Any]]) -> list[str]:
-    """A key a record, from its key columns: the value itself of one column, the array of the values of several."""
+def keys_of(columns: Sequence[list[Any]]) -> list[Key]:
+    """A key a record, from its key columns: of the value itself of one column, of the array of the values of several."""
+    if len(columns) > 1:
+        return list(texts_of(columns))
+    values = _respelled(columns[0])
+    kinds = kinds_of(values)
+    if kinds == {int} and min(values) > -_LARGEST and max(values) < _LARGEST:
+        return values
+    texts = _texts(values)
+    if int not in kinds:
+        return list(texts)
+    return [
+        value if type(value) is int and -_LARGEST < value < _LARGEST else text
+        for value, text in zip(values, texts, strict=True)
+    ]
+
+
+def texts_of(columns: Sequence[list[Any]]) -> list[str]:
+    """The same keys as text; `str` makes it of any key."""
     columns = [_respelled(column) for column in columns]
     return _texts(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)))
 
 
-def keys_of_records(batch: Batch) -> list[str]:
+def texts_of_records(batch: Batch) -> list[str]:
     """A key a record, from all of it."""
     try:
         return _texts(_decode_canonical(batch.chunk))

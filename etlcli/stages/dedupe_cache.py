@@ -31,7 +31,7 @@ from etlcli.core.batch import Batch, Reject
 from etlcli.core.explain import told
 from etlcli.core.fields import MISSING, Path, parse_path, pointer
 from etlcli.core.files import Output, Run, Spill
-from etlcli.core.keys import keys_of, keys_of_records
+from etlcli.core.keys import Key, keys_of, texts_of, texts_of_records
 from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import DataError, EtlError
 from etlcli.state.store import RecentStore, Store
@@ -102,7 +102,10 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             from etlcli.state.sqlite import check_cache
 
             check_cache(self._path, self._about)
-        self._store: Store | None = None
+        self._store: Store[Any] | None = None
+        # A store that forgets keys, and a look into a cache file, know them by their text.
+        by_text = params.max_entries or ctx.trial
+        self._keys_of: Callable[[list[list[Any]]], Sequence[Key]] = texts_of if by_text else keys_of
         self._last = _Last(ctx) if params.keep == "last" else None
         self._journal = _Journal(ctx) if ctx.files.keeps and not self._last else None
         self._dupes: Output | None = None
@@ -114,14 +117,14 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
 
     def prepare(self, batch: Batch) -> Prepared:
         if not self._paths:
-            return Prepared(batch, extra=keys_of_records(batch))
+            return Prepared(batch, extra=texts_of_records(batch))
         columns = batch.columns(self._paths)
         rejects: list[Reject] = []
         if any(MISSING in column for column in columns):
             rejects = list(self._lacking(batch, columns))
             batch = batch.without({reject.index for reject in rejects if reject.index is not None})
             columns = batch.columns(self._paths)
-        return Prepared(batch, rejects, extra=keys_of(columns))
+        return Prepared(batch, rejects, extra=self._keys_of(columns))
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         batch, keys = prepared.batch, prepared.extra
@@ -190,7 +193,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
                 errors = [{"pointer": pointer(path), "message": "the key field is missing"} for path in lacking]
                 yield batch.reject(index, "missing_field", errors)
 
-    def _new(self, keys: list[str]) -> Sequence[int]:
+    def _new(self, keys: list[Any]) -> Sequence[int]:
         """The places of the records that pass."""
         store = self._store = self._store or self._open_store()
         if self.ctx.trial:
@@ -217,7 +220,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         return sorted(map(first.__getitem__, new))
 
     def explain(self, record: Batch) -> list[str]:
-        (key,) = keys_of(record.columns(self._paths)) if self._paths else keys_of_records(record)
+        (key,) = texts_of(record.columns(self._paths)) if self._paths else texts_of_records(record)
         lines = [f"the key is {key}" + (f": {told(record, self._paths)}" if self._paths else ", of the whole record")]
         for held in self._cached([key]).values():
             age = "" if self._is_fresh(time(), held) else ", too long ago to count"
@@ -245,7 +248,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         except (TypeError, KeyError):
             raise DataError(f"{self._path} holds a value without the time it was seen: {held!r}") from None
 
-    def _open_store(self) -> Store:
+    def _open_store(self) -> Store[Any]:
         """At the first record, not before: a dry run makes no cache file, and does not wait for one."""
         ctx, table = self.ctx, None
         if self._path and not ctx.trial:
@@ -286,11 +289,11 @@ class _Journal:
         self.end = 0
         """Bytes of the spill file."""
 
-    def add(self, seen: float, keys: Iterable[str]) -> None:
+    def add(self, seen: float, keys: Iterable[Key]) -> None:
         self._spill = self._spill or self._ctx.files.spill()
         self.end += self._spill.write_run([msgspec.json.encode((seen, list(keys))) + b"\n"]).size
 
-    def restored(self, end: int) -> Iterator[tuple[float, list[str]]]:
+    def restored(self, end: int) -> Iterator[tuple[float, list[Any]]]:
         self.end = end
         if not end:
             return
@@ -299,7 +302,7 @@ class _Journal:
             yield from _told(chunk)
 
 
-_told = msgspec.json.Decoder(tuple[float, list[str]]).decode_lines
+_told = msgspec.json.Decoder(tuple[float, list[Key]]).decode_lines
 
 
 class _Last:
@@ -307,14 +310,14 @@ class _Last:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._places = Store(ctx.memory // 2, ctx.resources)
+        self._places: Store[Key] = Store(ctx.memory // 2, ctx.resources)
         self._is_last = bytearray()
         self._lines: list[bytes] = []
         self._size = 0
         self._spill: Spill | None = None
         self._runs: list[Run] = []
 
-    def add(self, keys: list[str], lines: list[bytes]) -> None:
+    def add(self, keys: list[Key], lines: list[bytes]) -> None:
         self._place(keys)
         self._lines += lines
         self._size += sum(map(len, lines)) + _OVERHEAD * len(lines)
@@ -334,13 +337,13 @@ class _Last:
             self._write_run()
         return self._runs
 
-    def restore(self, run: Run, keys_of: Callable[[Batch], list[str]]) -> None:
+    def restore(self, run: Run, keys_of: Callable[[Batch], list[Key]]) -> None:
         self._spill = self._spill or self._ctx.files.spill()
         self._runs.append(run)
         for chunk in self._spill.read_run(run, _BLOCK):
             self._place(keys_of(Batch.of_chunk(chunk)))
 
-    def _place(self, keys: list[str]) -> None:
+    def _place(self, keys: list[Key]) -> None:
         start = len(self._is_last)
         here = dict(zip(keys, range(start, start + len(keys)), strict=True))
         is_last = self._is_last

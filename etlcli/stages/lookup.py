@@ -25,7 +25,7 @@ from etlcli.core.edit import encode, open_object, with_members
 from etlcli.core.explain import told
 from etlcli.core.fields import MISSING, Path, parse_path, pointer, projection
 from etlcli.core.intake import parse
-from etlcli.core.keys import keys_of
+from etlcli.core.keys import texts_of
 from etlcli.core.reshape import encode_lines
 from etlcli.core.stage import Context, Prepared, Question, Stage, State
 from etlcli.errors import DataError, EtlError, UsageError, nearest
@@ -244,7 +244,7 @@ of --default."""
     def _keys(self, columns: list[list[Any]]) -> list[str]:
         columns = [[None if value is MISSING else value for value in column] if MISSING in column else column
                    for column in columns]  # fmt: skip
-        keys = keys_of(columns)
+        keys = texts_of(columns)
         if len(columns) > 1 and any(None in column for column in columns):
             lacking = [None in values for values in zip(*columns, strict=True)]
             return [_NO_KEY if lacks else key for key, lacks in zip(keys, lacking, strict=True)]
@@ -364,7 +364,7 @@ class _Loaded:
         self._others = tuple(pair.other for pair in pairs)
         self._fields = fields
         self._seen: dict[str, None] = {}
-        self._store = Store(ctx.memory // 2, ctx.resources, weigh=lambda text: len(text) + _TEXT_OVERHEAD)
+        self._store: Store[str] = Store(ctx.memory // 2, ctx.resources, weigh=lambda text: len(text) + _TEXT_OVERHEAD)
         count = sum(map(self._add, self._batches(ctx)))
         for name in fields if count else ():
             if name not in self._seen:
@@ -392,7 +392,7 @@ class _Loaded:
             if MISSING in column:
                 raise self._error(f"the key field {pointer(path)} is missing", batch.origin(column.index(MISSING)))
         entries: dict[str, str] = {}
-        for index, key in enumerate(keys_of(columns)):
+        for index, key in enumerate(texts_of(columns)):
             text = self._text(batch.line(index))
             if any(column[index] is None for column in columns):
                 continue
@@ -455,7 +455,7 @@ class _InDatabase:
             raise DataError("a row that is asked for holds bytes, which JSON cannot say", where=self._place)
         texts = encode_lines(dict(zip(self.names, row[len(self._keys) :], strict=True)) for row in rows).split(b"\n")
         answers: Answers = {}
-        for key, text in zip(keys_of(columns[: len(self._keys)]), texts, strict=False):
+        for key, text in zip(texts_of(columns[: len(self._keys)]), texts, strict=False):
             if key in answers:
                 raise DataError(f"the key {key} is there twice", where=self._place)
             if key in keys:

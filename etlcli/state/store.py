@@ -9,18 +9,24 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from sys import getsizeof
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-if TYPE_CHECKING:  # a run whose keys fit into memory never loads SQLite
-    from etlcli.state.sqlite import Table
+if TYPE_CHECKING:
+    from etlcli.core.keys import Key
+    from etlcli.state.sqlite import Table  # a run whose keys fit into memory never loads SQLite
 
-# What a key in memory costs beside its characters (CPython, 64 bit): the string's header, its place in a dict that may
-# just have grown, its share of a copy while it grows.
-_OVERHEAD = 200
+# What a key in memory costs beside itself (CPython, 64 bit): its place in a dict that may just have grown, its share of a
+# copy while it grows.
+_OVERHEAD = 150
 
 
-class Store:
-    """Keyed values. Without a `table` one is made, for this run only, when `memory` bytes do not hold them all."""
+K = TypeVar("K", bound="Key")
+
+
+class Store(Generic[K]):
+    """Keyed values. Without a `table`, where a key is its text, one is made, for this run only, when `memory` bytes do not
+    hold them all."""
 
     def __init__(
         self,
@@ -31,37 +37,42 @@ class Store:
     ) -> None:
         """`weigh` says how many bytes of memory a value takes, where values are not shared."""
         self._weigh = weigh
-        self._newest: dict[str, Any] = {}
+        self._newest: dict[K, Any] = {}
         self._size = 0
         self._limit = memory
         self._resources = resources
         self._table = table
 
-    def get(self, keys: Collection[str]) -> dict[str, Any]:
+    def get(self, keys: Collection[K]) -> dict[K, Any]:
         """The values of those keys that are known."""
         newest = self._newest
         found = {key: newest[key] for key in newest.keys() & keys}
         if self._table is not None and len(found) < len(keys):
-            found.update(self._table.get(set(keys).difference(found)))
+            found.update(self._in_table(self._table, set(keys).difference(found)))
         return found
 
-    def unknown(self, keys: Iterable[str]) -> set[str]:
+    def unknown(self, keys: Iterable[K]) -> set[K]:
         """Those of the keys that it does not have."""
         found = set(keys).difference(self._newest)
-        return found.difference(self._table.get(found)) if self._table is not None and found else found
+        return found.difference(self._in_table(self._table, found)) if self._table is not None and found else found
 
-    def put(self, entries: Mapping[str, Any]) -> None:
+    @staticmethod
+    def _in_table(table: Table, keys: Collection[K]) -> dict[K, Any]:
+        names = {str(key): key for key in keys}
+        return {names[name]: value for name, value in table.get(names).items()}
+
+    def put(self, entries: Mapping[K, Any]) -> None:
         self._newest.update(entries)
         self._grow(entries)
 
-    def in_memory(self) -> Mapping[str, Any] | None:
+    def in_memory(self) -> Mapping[K, Any] | None:
         """All entries, if none is in a table."""
         return self._newest if self._table is None else None
 
     def flush(self) -> None:
         """Everything into the table, in the order of the keys: much faster than as they came."""
         newest = self._newest
-        self._write((key, newest[key]) for key in sorted(newest))
+        self._write((str(key), newest[key]) for key in sorted(newest, key=str))
 
     def _write(self, entries: Iterable[tuple[str, Any]]) -> None:
         if self._table is None:
@@ -73,17 +84,17 @@ class Store:
         self._newest.clear()
         self._size = 0
 
-    def _grow(self, entries: Mapping[str, Any]) -> None:
+    def _grow(self, entries: Mapping[K, Any]) -> None:
         self._size += self._weight(entries)
         if self._size > self._limit:
             self.flush()
 
-    def _weight(self, entries: Mapping[str, Any]) -> int:
+    def _weight(self, entries: Mapping[K, Any]) -> int:
         values = sum(map(self._weigh, entries.values())) if self._weigh else 0
-        return sum(map(len, entries)) + _OVERHEAD * len(entries) + values
+        return sum(map(getsizeof, entries)) + _OVERHEAD * len(entries) + values
 
 
-class RecentStore(Store):
+class RecentStore(Store[str]):
     """At most `most` keys: a new one drives out the one whose last use is longest ago.
 
     The keys in memory, in the order of their last use, are newer than all of the table, whose rows are in that order too.
@@ -158,14 +169,14 @@ class RecentStore(Store):
                 if held is not None:
                     moved.add(key)
                     left -= 1
-                self._size += len(key) + _OVERHEAD
+                self._size += getsizeof(key) + _OVERHEAD
             if held is None or not good(held):
                 new.append(place)
                 newest[key] = value
             if left + len(newest) > self._most:
                 oldest = next((old for old in ageing if old not in moved), None)
                 if oldest is None:
-                    self._size -= len(newest.popitem(last=False)[0]) + _OVERHEAD
+                    self._size -= getsizeof(newest.popitem(last=False)[0]) + _OVERHEAD
                 else:
                     dropped.add(oldest)
                     stored.pop(oldest, None)

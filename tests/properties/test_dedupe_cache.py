@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_sort import few, records, values
 
 from etlcli.core.batch import Batch
-from etlcli.core.keys import keys_of_records
+from etlcli.core.keys import keys_of, texts_of, texts_of_records
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import Context
 from etlcli.io.stepfiles import StepFiles
@@ -184,6 +184,10 @@ def test_most_recent_in_one_run(keys: list[list[int]], cuts: list[int], most: in
 @given(st.lists(values, min_size=1, max_size=6))
 def test_whole_record_and_its_only_field_agree(found: list[str]) -> None:
     lines = [f'{{"k":{value}}}'.encode() for value in found]
-    keys = keys_of_records(Batch.of_lines(lines))
+    keys = texts_of_records(Batch.of_lines(lines))
     equal = [[same(decoded(one)) == same(decoded(other)) for other in lines] for one in lines]
     assert equal == [[one == other for other in keys] for one in keys]
+    columns = Batch.of_lines(lines).columns((("k",),))
+    short = keys_of(columns)
+    assert equal == [[one == other for other in short] for one in short]
+    assert list(map(str, short)) == texts_of(columns)
