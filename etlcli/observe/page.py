@@ -15,8 +15,7 @@ from etlcli.observe.chart import chart
 from etlcli.observe.figures import count, duration, moment, percent, plural, short, size
 from etlcli.observe.markup import Markup, join, tag, text, visible
 from etlcli.observe.picture import fit, picture
-from etlcli.observe.report import records, rejects
-from etlcli.observe.status import SUCCEEDED, Status, StepStatus
+from etlcli.observe.status import SUCCEEDED, Status, StepStatus, records, rejects
 from etlcli.observe.timeline import Timeline
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

@@ -15,13 +15,12 @@ from typing import Any
 import msgspec
 
 from etlcli.core.effort import BUCKETS
-from etlcli.core.ledger import ABANDONED
 from etlcli.errors import CannotCreateError, UsageError
 from etlcli.io.files import AtomicFile
 from etlcli.io.inputs import is_url
 from etlcli.io.masking import masked
 from etlcli.io.terminal import safe_json
-from etlcli.observe.status import Look, Observer, Status
+from etlcli.observe.status import Look, Observer, Status, records, rejects
 from etlcli.observe.timeline import Timeline
 
 FORMATS = ("json", "html")
@@ -152,40 +151,6 @@ def document(last: Status, timeline: Timeline, environment: dict[str, Any]) -> d
         },
         "environment": environment,
     }
-
-
-def records(last: Status) -> dict[str, int]:
-    """What became of the run's records. Those that a fork gave to several sinks are counted at each. Abandoned are those
-    that were on their way when the run failed."""
-    discarded: dict[str, int] = {}
-    for step in last.steps:
-        for reason, number in step.discarded.items():
-            discarded[reason] = discarded.get(reason, 0) + number
-    return {
-        "read": last.received,
-        "written": sum(step.sent for step in last.steps if step.kind == "sink"),
-        "rejected": last.rejected,
-        "discarded": sum(discarded.values()) - discarded.get("blank", 0) - discarded.get(ABANDONED, 0),
-        "abandoned": discarded.get(ABANDONED, 0),
-    }
-
-
-def rejects(last: Status) -> list[dict[str, Any]]:
-    """By step and code, in pipeline order and the most first, with the examples that there are."""
-    return [
-        {
-            "step": step.id,
-            "code": code,
-            "count": number,
-            "examples": [
-                {"path": each.path, "line": each.line, "message": each.message, "raw": each.raw}
-                for each in last.rejects
-                if (each.step, each.code) == (step.id, code)
-            ],
-        }
-        for step in last.steps
-        for code, number in sorted(step.rejected.items(), key=lambda item: -item[1])
-    ]
 
 
 def environment(last: Status) -> dict[str, Any]:

@@ -8,8 +8,11 @@ while they change. Of a run that has ended they balance.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
+
+from etlcli.core.ledger import ABANDONED
 
 STARTING, RUNNING, PUBLISHING, SUCCEEDED, FAILED = "starting", "running", "publishing", "succeeded", "failed"
 
@@ -159,3 +162,37 @@ class Observer:
     def end(self, last: Status) -> None:
         """The run is over, however it ended, also before it was `running`: `last` says how. All it had is released when
         this returns."""
+
+
+def records(last: Status) -> dict[str, int]:
+    """What became of the run's records. Those that a fork gave to several sinks are counted at each. Abandoned are those
+    that were on their way when the run failed."""
+    discarded: dict[str, int] = {}
+    for step in last.steps:
+        for reason, number in step.discarded.items():
+            discarded[reason] = discarded.get(reason, 0) + number
+    return {
+        "read": last.received,
+        "written": sum(step.sent for step in last.steps if step.kind == "sink"),
+        "rejected": last.rejected,
+        "discarded": sum(discarded.values()) - discarded.get("blank", 0) - discarded.get(ABANDONED, 0),
+        "abandoned": discarded.get(ABANDONED, 0),
+    }
+
+
+def rejects(last: Status) -> list[dict[str, Any]]:
+    """By step and code, in pipeline order and the most first, with the examples that there are."""
+    return [
+        {
+            "step": step.id,
+            "code": code,
+            "count": number,
+            "examples": [
+                {"path": each.path, "line": each.line, "message": each.message, "raw": each.raw}
+                for each in last.rejects
+                if (each.step, each.code) == (step.id, code)
+            ],
+        }
+        for step in last.steps
+        for code, number in sorted(step.rejected.items(), key=lambda item: -item[1])
+    ]
