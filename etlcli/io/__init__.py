@@ -6,6 +6,7 @@
     files.py        atomic files: published by rename, or not at all
     stdout.py       standard output, and what may be wrong with it
     spill.py        sorted runs on disk, without names
+    piles.py        runs of records whose keys are few, merged without a look at the records
     stepfiles.py    what a step may write, and that nobody else does
     kept.py         outputs and spill files that outlive their process
     extents.py      plain files in parts that any process can read

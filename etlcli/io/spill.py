@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
+from typing import TypeVar
 
 from etlcli.core.batch import chunk_of, lines_of
 from etlcli.core.files import Run, Spill
 from etlcli.errors import InputOutputError
 
+T = TypeVar("T")
 _BLOCK_LINES = 4096
 _MIN_BLOCK = 32 << 10
+_MAX_BLOCK = 1 << 20
+"""Larger ones are no faster: what is merged at a time should fit into the caches."""
 _MAX_FAN_IN = 256
 _LINE_OVERHEAD = 48
 
@@ -117,20 +121,19 @@ class LineSorter:
             yield self._lines
             return
         self.add_sorted(self._lines)
-        self._lines, runs = [], self.runs
-        fan_in = max(2, min(_MAX_FAN_IN, self._memory // 4 // _MIN_BLOCK))
-        while len(runs) > fan_in:
-            groups = [runs[start : start + fan_in] for start in range(0, len(runs), fan_in)]
-            runs = [self._write(line for part in self._merge(group) for line in part) for group in groups]
-        yield from self._merge(runs)
+        self._lines = []
+        yield from self._merge(merged_down(self.runs, self._memory // 4, self._merge_to_run))
 
     def _write(self, lines: Iterable[bytes]) -> Run:
         rest = iter(lines)
         blocks = iter(lambda: chunk_of(list(islice(rest, _BLOCK_LINES))), b"")
         return self._spill.write_run(blocks)
 
+    def _merge_to_run(self, runs: Sequence[Run]) -> Run:
+        return self._write(line for part in self._merge(runs) for line in part)
+
     def _merge(self, runs: Sequence[Run]) -> Iterator[list[bytes]]:
-        share = max(_MIN_BLOCK, self._memory // 4 // len(runs))
+        share = share_of(self._memory // 4, runs)
         loaded = [_Loaded(self._spill.read_run(run, share)) for run in runs]
         while live := [block for block in loaded if block.lines]:
             bound = min(block.lines[-1] for block in live)
@@ -157,6 +160,21 @@ class _Loaded:
 
     def _load(self) -> None:
         self.lines = lines_of(next(self._blocks, b""))
+
+
+def merged_down(runs: Sequence[T], memory: int, merge: Callable[[Sequence[T]], T]) -> Sequence[T]:
+    """As few runs as that much memory can merge at once. Neighbours are merged with each other, so that what is equal keeps
+    its order."""
+    fan_in = max(2, min(_MAX_FAN_IN, memory // _MIN_BLOCK))
+    while len(runs) > fan_in:
+        groups = [runs[start : start + fan_in] for start in range(0, len(runs), fan_in)]
+        runs = [merge(group) if len(group) > 1 else group[0] for group in groups]
+    return runs
+
+
+def share_of(memory: int, runs: Sequence[T]) -> int:
+    """How many bytes of each run are loaded at a time."""
+    return max(_MIN_BLOCK, min(_MAX_BLOCK, memory // max(1, len(runs))))
 
 
 def spill_directory(chosen: str | None) -> str:

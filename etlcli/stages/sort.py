@@ -1,8 +1,9 @@
 """`sort`: stable, typed, external.
 
 `prepare` makes a key for each record; `apply` keeps keys and lines and, when they outgrow the memory, writes them to disk
-as a sorted run; `finish` sorts what is in memory and merges the runs. The merge goes block by block: all records up
-to the smallest last key among the loaded blocks are there, so they can be sorted together and put out.
+as a sorted run; `finish` sorts what is in memory and merges the runs. Where keys are few, as in most data, runs are piles
+of equal keys, which are merged without a look at the records (`io.piles`). Otherwise the merge goes block by block: all
+records up to the smallest last key among the loaded blocks are there, so they can be sorted together and put out.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from etlcli.core.batch import Batch, Origin
 from etlcli.core.explain import told
 from etlcli.core.fields import Derived, Path, parse_path
 from etlcli.core.files import Run, Spill
+from etlcli.core.groups import runs_of
 from etlcli.core.ordering import KeyMaker, order_of, sorted_by
 from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import FindingsError
+from etlcli.io.piles import Pile, PiledRun, Piles
+from etlcli.io.spill import merged_down, share_of
 
 # What a record costs beside its bytes (CPython, 64 bit): the line's header, list slots, an index while sorting; a key
 # object, and its place in the set that finds out whether keys are few; a key's pile.
@@ -28,11 +32,10 @@ _OVERHEAD = 112
 _KEY_OVERHEAD = 96
 _PILE_OVERHEAD = 256
 _FEW = 4096
-_MIN_BLOCK = 32 << 10
-_MAX_BLOCK = 1 << 20
-"""Larger ones are no faster: what is merged at a time should fit into the caches."""
-_MAX_FAN_IN = 256
-_OUT = 4096
+_SHARED = 4
+"""Records a key, on average, where keys are few."""
+_FIRST, _OUT = 64, 4096
+_PARCEL = 1 << 20
 
 Block = tuple[list[bytes], list[bytes]]
 """Keys and lines of some records, in order."""
@@ -86,6 +89,7 @@ that nothing can be left behind."""
         self._limit = ctx.memory // 16 * 15
         self._spill: Spill | None = None
         self._runs: list[Run] = []
+        self._piles: Piles | None = None
         self._spilled = 0
         self._last: bytes | None = None
         self._last_origin: Origin | None = None
@@ -112,6 +116,9 @@ that nothing can be left behind."""
         return ()
 
     def finish(self) -> Iterable[Batch]:
+        if self._piles:
+            yield from self._joined(self._piles)
+            return
         for lines in _parts(self._merged()):
             kept = lines[: max(0, self.params.top - self._emitted)] if self.params.top else lines
             self.ctx.discard("beyond_top", len(lines) - len(kept))
@@ -132,7 +139,13 @@ that nothing can be left behind."""
         if self._kept.count:
             self._write_run()
         last = None if self._last is None else self._last.hex()
-        return {"runs": self._runs, "spilled": self._spilled, "last": last, "last_origin": self._last_origin}
+        return {
+            "runs": self._runs,
+            "piles": self._piles and self._piles.runs,
+            "spilled": self._spilled,
+            "last": last,
+            "last_origin": self._last_origin,
+        }
 
     def _resume(self, state: State) -> None:
         self._runs = [Run(*run) for run in state["runs"]]
@@ -141,6 +154,8 @@ that nothing can be left behind."""
         self._last_origin = state["last_origin"] and Origin(*state["last_origin"])
         if self._runs:
             self._spill = self._spill_file()
+        if state["piles"]:
+            self._piles = self._on_disk(map(PiledRun.load, state["piles"]))
 
     # -- checking -----------------------------------------------------------------------------------------------------
 
@@ -192,12 +207,22 @@ that nothing can be left behind."""
         self._write_run()
 
     def _write_run(self) -> None:
+        """All runs are piles if the keys of the first are few."""
+        if not self._runs and not self._piles and self._kept.has_few_keys():
+            self._piles = self._on_disk()
+        if self._piles:
+            kept, self._kept = self._kept, self._nothing()
+            self._piles.add(pile for key, lines in kept.by_key() for pile in _piles_of(key, lines))
+            return
         self._spill = self._spill or self._spill_file()
         self._spilled += self._kept.count
         self._runs.append(self._spill.write_run(map(b"".join, _parts(self._taken()))))
 
-    def _spill_file(self) -> Spill:
-        return self.ctx.files.spill(self.params.temp_dir)
+    def _spill_file(self, name: str = "") -> Spill:
+        return self.ctx.files.spill(self.params.temp_dir, name)
+
+    def _on_disk(self, runs: Iterable[PiledRun] = ()) -> Piles:
+        return Piles(self._spill_file(), self._spill_file("index"), self.ctx.memory // 4, runs)
 
     def _nothing(self) -> _Kept:
         return _Kept(piled=not self.params.unique and not self.params.top)
@@ -216,7 +241,9 @@ that nothing can be left behind."""
     def _taken(self) -> Iterator[bytes]:
         """The lines in memory, in order. The memory is free when they are used up."""
         kept, self._kept = self._kept, self._nothing()
-        return iter(self._sorted(kept.keys, kept.lines)) if kept.piles is None else kept.dealt()
+        if kept.piles is None:
+            return iter(self._sorted(kept.keys, kept.lines))
+        return chain.from_iterable(lines for _, lines in kept.by_key())
 
     def _sorted(self, keys: list[bytes], lines: list[bytes], before: bytes | None = None) -> list[bytes]:
         return _pick(lines, self._order(keys, before)) if self.params.unique else sorted_by(keys, lines)
@@ -242,13 +269,23 @@ that nothing can be left behind."""
             return self._taken()
         if self._kept.count:
             self._write_run()
-        runs = self._runs
-        fan_in = max(2, min(_MAX_FAN_IN, self._merge_bytes() // _MIN_BLOCK))
-        while len(runs) > fan_in:
-            # Neighbours are merged with each other, so that equal keys keep their order.
-            groups = [runs[start : start + fan_in] for start in range(0, len(runs), fan_in)]
-            runs = [self._merge_to_run(group) if len(group) > 1 else group[0] for group in groups]
-        return self._merge(runs)
+        return self._merge(merged_down(self._runs, self._merge_bytes(), self._merge_to_run))
+
+    def _joined(self, piles: Piles) -> Iterator[Batch]:
+        """All lines, in order."""
+        if self._kept.count:
+            self._write_run()
+        count, size = 0, 0
+        chunks: list[bytes] = []
+        for pile in piles.merged():
+            chunks.append(pile.chunk)
+            count += pile.records
+            size += len(pile.chunk)
+            if count >= _OUT or size >= _PARCEL:
+                yield Batch(count, chunk=b"".join(chunks))
+                count, size, chunks = 0, 0, []
+        if chunks:
+            yield Batch(count, chunk=b"".join(chunks))
 
     def _merge_bytes(self) -> int:
         """How many bytes of runs may be loaded at once: a quarter of the memory, as objects, and as much again moves."""
@@ -261,7 +298,7 @@ that nothing can be left behind."""
 
     def _merge(self, runs: Sequence[Run]) -> Iterator[bytes]:
         """The lines of sorted runs, sorted; the earlier run first among equal keys."""
-        share = max(_MIN_BLOCK, min(_MAX_BLOCK, self._merge_bytes() // len(runs)))
+        share = share_of(self._merge_bytes(), runs)
         loaded = [_Loaded(self._blocks(run, share)) for run in runs]
         last: bytes | None = None
         while live := [block for block in loaded if block.keys]:
@@ -314,15 +351,24 @@ class _Kept:
             self._add_flat(keys, lines)
             return
         deque(map(list.append, map(self.piles.__getitem__, keys), lines), maxlen=0)
-        if _FEW < self.count < len(self.piles) * 4:
+        if self.count > _FEW and not self.has_few_keys():
             piles, self.piles = self.piles, None
             for key, pile in piles.items():
                 self._add_flat([key] * len(pile), pile)
 
-    def dealt(self) -> Iterator[bytes]:
-        """The lines of the piles, in order; each pile is gone when its turn is over."""
-        assert self.piles is not None
-        return chain.from_iterable(map(self.piles.pop, sorted(self.piles)))
+    def has_few_keys(self) -> bool:
+        """Whether keys are known to be few."""
+        return self.piles is not None and self.count >= len(self.piles) * _SHARED
+
+    def by_key(self) -> Iterator[tuple[bytes, list[bytes]]]:
+        """The lines of each key, keys in order. Those that lie in piles are gone when their turn is over."""
+        if self.piles is not None:
+            for key in sorted(self.piles):
+                yield key, self.piles.pop(key)
+            return
+        order = order_of(self.keys)
+        _, keys, _, deal = runs_of(_pick(self.keys, order))
+        yield from zip(keys, deal(_pick(self.lines, order), False), strict=True)
 
     def _add_flat(self, keys: list[bytes], lines: list[bytes]) -> None:
         self.keys += keys
@@ -356,5 +402,17 @@ def _pick(items: list[bytes], order: Sequence[int]) -> list[bytes]:
     return list(map(items.__getitem__, order))
 
 
+def _piles_of(key: bytes, lines: list[bytes]) -> Iterator[Pile]:
+    """A pile, or several of about a parcel each."""
+    step = max(1, len(lines) * _PARCEL // sum(map(len, lines)))
+    for start in range(0, len(lines), step):
+        part = lines[start : start + step]
+        yield Pile(key.hex().encode(), len(part), b"".join(part))
+
+
 def _parts(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
-    return iter(lambda: list(islice(lines, _OUT)), [])
+    """A few at a time: about a parcel, if they are as long as the ones before."""
+    count = _FIRST
+    while part := list(islice(lines, count)):
+        yield part
+        count = max(1, min(_OUT, count * _PARCEL // sum(map(len, part))))

@@ -177,8 +177,6 @@ def _context(folder: Path, resources: ExitStack) -> Context:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few records make many runs, many blocks and several passes of merging."""
-    monkeypatch.setattr(sort, "_MIN_BLOCK", 64)
-    monkeypatch.setattr(sort, "_MAX_FAN_IN", 3)
     monkeypatch.setattr(sort, "_OUT", 2)
     monkeypatch.setattr(spill, "_MIN_BLOCK", 64)
     monkeypatch.setattr(spill, "_MAX_FAN_IN", 3)

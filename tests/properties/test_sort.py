@@ -18,6 +18,7 @@ from etlcli.core.ledger import StepCount
 from etlcli.core.ordering import KeyMaker, encode, order_of
 from etlcli.core.stage import Context
 from etlcli.errors import FindingsError
+from etlcli.io import spill as spilling
 from etlcli.io.stepfiles import StepFiles
 from etlcli.stages import sort
 from etlcli.stages.sort import Sort
@@ -161,7 +162,7 @@ def run(lines: list[bytes], size: int, memory: int, **options: Any) -> tuple[lis
             count.received += batch.count
             for made in stage.apply(stage.prepare(batch)):
                 out += made.lines
-        runs = len(stage._runs)
+        runs = len(stage._piles.runs if stage._piles else stage._runs)
         for made in stage.finish():
             out += made.lines
     count.sent = len(out)
@@ -178,22 +179,34 @@ OPTIONS = st.fixed_dictionaries(
     {"by": BY, "nulls": st.sampled_from(["last", "first"]), "unique": st.booleans(), "numeric": st.booleans()},
     optional={"top": st.integers(1, 12)},
 )
-SPILLS = st.sampled_from([(1, 64, 2, 1), (300, 1, 2, 2), (3000, 64, 3, 3), (1, 4096, 256, 4096)])
+Spill = tuple[int, int, int, int, int]
+"""Memory, bytes of a block, runs that are merged at once, records of a batch, and how many share a key where keys are few."""
+SPILLS = st.sampled_from(
+    [
+        (1, 64, 2, 1, 4),
+        (300, 1, 2, 2, 4),
+        (3000, 64, 3, 3, 4),
+        (1, 4096, 256, 4096, 4),
+        (1, 64, 2, 1, 1),
+        (300, 1, 2, 2, 2),
+        (1, 4096, 256, 4096, 1),
+    ]
+)
 
 
-def sorts_as_the_model(
-    lines: list[bytes], options: dict[str, Any], size: int, spill: tuple[int, int, int, int]
-) -> None:
+def sorts_as_the_model(lines: list[bytes], options: dict[str, Any], size: int, spill: Spill) -> None:
     expected = model(lines, **options)
-    memory, block, fan_in, out = spill
+    memory, block, fan_in, out, shared = spill
     in_memory, count, runs = run(lines, size, 1 << 30, **options)
     assert in_memory == expected
     assert count.missing() == 0
     assert not runs
     with (
-        mock.patch.object(sort, "_MIN_BLOCK", block),
-        mock.patch.object(sort, "_MAX_FAN_IN", fan_in),
+        mock.patch.object(spilling, "_MIN_BLOCK", block),
+        mock.patch.object(spilling, "_MAX_FAN_IN", fan_in),
         mock.patch.object(sort, "_OUT", out),
+        mock.patch.object(sort, "_PARCEL", out * 50),
+        mock.patch.object(sort, "_SHARED", shared),
     ):
         spilled, count, runs = run(lines, size, memory, **options)
     assert spilled == expected
@@ -203,18 +216,20 @@ def sorts_as_the_model(
 
 @settings(max_examples=250, deadline=None)
 @given(records(values), OPTIONS, st.integers(1, 9), SPILLS)
-@example([b'{"k":1,"n":0}', b'{"k":1.0,"n":1}', b'{"k":true,"n":2}'], {"by": ["k"], "unique": True}, 1, (1, 64, 2, 1))
-@example([b'{"k":" 1","n":0}', b'{"k":"2","n":1}', b'{"k":3,"n":2}'], {"by": ["k"], "numeric": True}, 1, (1, 64, 2, 1))
-@example([b'{"k":-0,"n":0}', b'{"k":0,"n":1}', b'{"k":-0.0,"n":2}'], {"by": ["-k"]}, 1, (1, 64, 2, 1))
-def test_any_values(lines: list[bytes], options: dict[str, Any], size: int, spill: tuple[int, int, int, int]) -> None:
+@example(
+    [b'{"k":1,"n":0}', b'{"k":1.0,"n":1}', b'{"k":true,"n":2}'], {"by": ["k"], "unique": True}, 1, (1, 64, 2, 1, 4)
+)
+@example(
+    [b'{"k":" 1","n":0}', b'{"k":"2","n":1}', b'{"k":3,"n":2}'], {"by": ["k"], "numeric": True}, 1, (1, 64, 2, 1, 4)
+)
+@example([b'{"k":-0,"n":0}', b'{"k":0,"n":1}', b'{"k":-0.0,"n":2}'], {"by": ["-k"]}, 1, (1, 64, 2, 1, 1))
+def test_any_values(lines: list[bytes], options: dict[str, Any], size: int, spill: Spill) -> None:
     sorts_as_the_model(lines, options, size, spill)
 
 
 @settings(max_examples=150, deadline=None)
 @given(records(few, max_size=60), OPTIONS, st.integers(1, 20), SPILLS)
-def test_many_equal_keys(
-    lines: list[bytes], options: dict[str, Any], size: int, spill: tuple[int, int, int, int]
-) -> None:
+def test_many_equal_keys(lines: list[bytes], options: dict[str, Any], size: int, spill: Spill) -> None:
     """Equal keys across runs, blocks and merging passes: stable, and unique keeps the first."""
     sorts_as_the_model(lines, options, size, spill)
 
@@ -223,8 +238,17 @@ def test_many_runs_and_passes() -> None:
     lines = [
         b'{"k":%d,"n":%d,"pad":"%s"}' % (number * 7919 % 257, number, b"x" * (number % 50)) for number in range(3000)
     ]
-    sorts_as_the_model(lines, {"by": ["k"]}, 10, (4000, 256, 2, 8))
-    sorts_as_the_model(lines, {"by": ["-k"], "unique": True, "top": 100}, 10, (4000, 256, 3, 8))
+    sorts_as_the_model(lines, {"by": ["k"]}, 10, (4000, 256, 2, 8, 4))
+    sorts_as_the_model(lines, {"by": ["-k"], "unique": True, "top": 100}, 10, (4000, 256, 3, 8, 4))
+
+
+@pytest.mark.parametrize("fan_in", [2, 3, 256])
+def test_runs_of_piles(fan_in: int) -> None:
+    """Keys that are few at first and then not; piles that are larger than what is read and put out at a time."""
+    few = [b'{"k":%d,"n":%d}' % (number % 3, number) for number in range(900)]
+    many = [b'{"k":%d,"n":%d}' % (number * 7919 % 1009, number) for number in range(900, 2500)]
+    for lines in (few + many, few + many + few[::-1], few):
+        sorts_as_the_model(lines, {"by": ["-k"]}, 100, (9000, 64, fan_in, 8, 4))
 
 
 @settings(max_examples=150, deadline=None)
