@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from hashlib import blake2b
 
 from etlcli.errors import CheckpointError, InputOutputError
-from etlcli.io.files import AtomicFile, Position, fsync_directory, hidden, identity, io_error
+from etlcli.io.files import AtomicFile, Position, WriteBehind, fsync_directory, hidden, identity, io_error
 from etlcli.io.spill import SpillFile
 
 _FRESH = "--fresh (etl checkpoint reset) begins again from the start"
@@ -83,7 +83,7 @@ class KeptFile(AtomicFile):
         try:
             self._fd = _opened(self._temporary, position["size"])
             fcntl.flock(self._fd, fcntl.LOCK_EX)
-            os.lseek(self._fd, 0, os.SEEK_END)
+            self._behind = WriteBehind(os.lseek(self._fd, 0, os.SEEK_END))
         except OSError as error:
             raise io_error(error, self.path) from error
 
@@ -141,6 +141,7 @@ class KeptSpill(SpillFile):
     def __init__(self, path: str, end: int = 0) -> None:
         self.path = path
         self._end_kept = end
+        self._behind = WriteBehind(end)
         super().__init__(os.path.dirname(path))
 
     def sync(self) -> int:
@@ -150,6 +151,10 @@ class KeptSpill(SpillFile):
         except OSError as error:
             raise self._error(error) from error
         return self._end
+
+    def _write(self, block: bytes) -> None:
+        super()._write(block)
+        self._behind.grew(self._fd, len(block))
 
     def _open(self) -> int:
         try:

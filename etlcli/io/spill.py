@@ -40,14 +40,17 @@ class SpillFile:
     def write_run(self, blocks: Iterable[bytes]) -> Run:
         start = self._end
         for block in blocks:
-            written = 0
-            while written < len(block):
-                try:
-                    written += os.pwrite(self._fd, memoryview(block)[written:], self._end + written)
-                except OSError as error:
-                    raise self._error(error) from error
-            self._end += len(block)
+            try:
+                self._write(block)
+            except OSError as error:
+                raise self._error(error) from error
         return Run(start, self._end - start)
+
+    def _write(self, block: bytes) -> None:
+        written = 0
+        while written < len(block):
+            written += os.pwrite(self._fd, memoryview(block)[written:], self._end + written)
+        self._end += len(block)
 
     def read_run(self, run: Run, size: int) -> Iterator[bytes]:
         position, end, rest = run.start, run.start + run.size, b""

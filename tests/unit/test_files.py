@@ -409,3 +409,17 @@ def test_where_nothing_can_be_added(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "file" / "q", Path("/proc/q")):
         with pytest.raises(CannotCreateError):
             AppendFile(str(path)).append(b"x\n")
+
+
+def test_a_long_file_goes_to_the_disk_while_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretch by stretch, each once; what an appended-to file had is copied, and goes along."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, size, advice: asked.append((start, size)))
+    target = tmp_path / "target"
+    target.write_bytes(b"0" * (3 << 20))
+    file = AtomicFile(str(target), append=True)
+    for _ in range(20):
+        file.write(b"1" * (1 << 20))
+    file.commit()
+    assert asked == [(0, 8 << 20), (8 << 20, 8 << 20)]
+    assert target.read_bytes() == b"0" * (3 << 20) + b"1" * (20 << 20)
