@@ -15,6 +15,7 @@ from etlcli.io.inputs import Input, Prefixed
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 1 << 18
+_GZIP = 16 + zlib.MAX_WBITS
 SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 
 
@@ -29,7 +30,7 @@ class Decompressed:
         self._method = method
         self._path = path
         self._damage: tuple[type[BaseException], ...] = (EOFError, zlib.error, *_damage_of(method))
-        self._file = _open(method, stream, "rb")
+        self._file = _open(method, stream)
 
     def read(self, size: int) -> bytes:
         try:
@@ -48,30 +49,22 @@ class Decompressed:
 
 
 class Compressed:
-    """Compresses into `write`; `close` ends the compressed stream."""
+    """Compresses into `write`; `close` ends the compressed stream. One that is not closed leaves it cut short: the file
+    objects of the standard library would end it whenever they are forgotten."""
 
     def __init__(self, method: str, write: Callable[[bytes], object]) -> None:
-        self._file = _open(method, _Writable(write), "wb")
+        self._write = write
+        self._compressor = _compressor(method)
 
     def write(self, block: bytes) -> None:
-        self._file.write(block)
+        self._put(self._compressor.compress(block))
 
     def close(self) -> None:
-        self._file.close()
+        self._put(self._compressor.flush())
 
-
-class _Writable:
-    """What compressors want to write to."""
-
-    def __init__(self, write: Callable[[bytes], object]) -> None:
-        self._write = write
-
-    def write(self, block: bytes) -> int:
-        self._write(bytes(block))
-        return len(block)
-
-    def flush(self) -> None:
-        pass
+    def _put(self, data: bytes) -> None:
+        if data:
+            self._write(data)
 
 
 class _Members:
@@ -151,24 +144,34 @@ def _zstd() -> Any:
     return zstd
 
 
-def _open(method: str, file: Any, mode: Any) -> IO[bytes]:
+def _open(method: str, stream: Readable) -> Readable:
     if method == "gzip":
         import gzip
 
-        return cast("IO[bytes]", gzip.GzipFile("", mode, 6, file, 0))
+        return gzip.GzipFile("", "rb", fileobj=cast("IO[bytes]", stream))
     if method == "bz2":
         import bz2
 
-        if mode == "rb":
-            return cast("IO[bytes]", _Members(bz2.BZ2Decompressor, file, b""))
-        return cast("IO[bytes]", bz2.BZ2File(file, mode))
+        return _Members(bz2.BZ2Decompressor, stream, b"")
     if method == "xz":
         import lzma
 
-        if mode == "rb":
-            return cast("IO[bytes]", _Members(lzma.LZMADecompressor, file, b"\0"))
-        return cast("IO[bytes]", lzma.LZMAFile(file, mode))
-    return cast("IO[bytes]", _zstd().ZstdFile(file, mode))
+        return _Members(lzma.LZMADecompressor, stream, b"\0")
+    return cast(Readable, _zstd().ZstdFile(stream))
+
+
+def _compressor(method: str) -> Any:
+    if method == "gzip":
+        return zlib.compressobj(6, zlib.DEFLATED, _GZIP)
+    if method == "bz2":
+        import bz2
+
+        return bz2.BZ2Compressor()
+    if method == "xz":
+        import lzma
+
+        return lzma.LZMACompressor()
+    return _zstd().ZstdCompressor()
 
 
 def _damage_of(method: str) -> tuple[type[Exception], ...]:

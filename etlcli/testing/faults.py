@@ -18,6 +18,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from threading import get_ident
 from typing import Any
 
 from etlcli.errors import Interrupted
@@ -76,13 +77,13 @@ def errors(
 
 
 def interrupts(action: Callable[[], object], calls: tuple[str, ...] = CALLS) -> Iterator[str]:
-    """A signal comes right before, or right after, a call, and is raised there as `Interrupted`."""
+    """A signal comes right before, or right after, a call of this thread, and is raised there as `Interrupted`."""
 
     def stop() -> None:
         raise Interrupted(signal.SIGTERM)
 
     for place in _places():
-        with _faulty(place, stop, calls) as met:
+        with _faulty(place, stop, calls, thread=get_ident()) as met:
             try:
                 action()
             except Interrupted:
@@ -114,15 +115,18 @@ def _places(when: tuple[str, ...] = ("before", "after"), step: int = 1) -> Itera
 
 
 @contextmanager
-def _faulty(place: _Place, fault: Callable[[], None], calls: tuple[str, ...]) -> Iterator[list[str]]:
-    """The fault at that place; yields a list that names the call when it was met."""
+def _faulty(
+    place: _Place, fault: Callable[[], None], calls: tuple[str, ...], thread: int | None = None
+) -> Iterator[list[str]]:
+    """The fault at that place; yields a list that names the call when it was met. Calls of any thread count, or only those
+    of one."""
     met: list[str] = []
     seen = count(1)
     real = {name: getattr(os, name) for name in calls}
 
     def faulty(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            here = next(seen) == place.number
+            here = thread in (None, get_ident()) and next(seen) == place.number
             if here:
                 met.append(name)
             if here and place.when == "before":
