@@ -40,6 +40,10 @@ class Spill(Protocol):
     def read_run(self, run: Run, size: int) -> Iterator[bytes]:
         """The run's bytes in blocks of whole lines, `size` bytes or one line, whichever is more."""
 
+    def take_run(self, run: Run, size: int) -> Iterator[bytes]:
+        """The same for the last time: unless another process may need them, what they took on the disk is free again, where
+        the file system can free it, when the next block is asked for."""
+
 
 class Files(Protocol):
     """A step's files. They are closed, and forgotten where they were not published, however the run ends.

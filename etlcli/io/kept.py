@@ -156,6 +156,12 @@ class KeptSpill(SpillFile):
         super()._write(block)
         self._behind.grew(self._fd, len(block))
 
+    def _free(self, start: int, size: int) -> None:
+        """Whoever goes on with the run reads them, so only the cache lets go of them."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):
+                os.posix_fadvise(self._fd, start, size, os.POSIX_FADV_DONTNEED)
+
     def _open(self) -> int:
         try:
             if self._end_kept:

@@ -69,7 +69,7 @@ class Piles:
 
     def _merge(self, runs: Sequence[PiledRun]) -> Iterator[Pile]:
         share = share_of(self._memory // 2, runs)
-        readers = {run.number: _Reader(self._lines.read_run(run.lines, share)) for run in runs}
+        readers = {run.number: _Reader(self._lines.take_run(run.lines, share)) for run in runs}
         for entries in LineSorter(self._index, self._memory // 2, [run.entries for run in runs]).sorted():
             for entry in entries:
                 key, number, _, records, size = entry.split(b" ")

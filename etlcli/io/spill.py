@@ -1,7 +1,9 @@
 """Sorted runs on disk.
 
 All runs of a stage lie one after another in one file that has no name: it cannot be left behind, whatever ends the
-process, and it costs one descriptor however many runs there are. A run is immutable once it is written.
+process, and it costs one descriptor however many runs there are. A run is immutable once it is written. While runs are
+merged, what was read of them is punched out of the file: the result takes the place of the runs, on the disk and in the
+system's cache, instead of lying beside them.
 
 `LineSorter` puts lines into the order of their bytes, however many there are. Its merge goes block by block: all lines up
 to the smallest last line among the loaded blocks are there, so that they can be sorted together, by one call into C.
@@ -13,8 +15,9 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from etlcli.core.batch import chunk_of, lines_of
 from etlcli.core.files import Run, Spill
@@ -27,6 +30,8 @@ _MAX_BLOCK = 1 << 20
 """Larger ones are no faster: what is merged at a time should fit into the caches."""
 _MAX_FAN_IN = 256
 _LINE_OVERHEAD = 48
+_HOLE = 1 << 20
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
 
 class SpillFile:
@@ -71,8 +76,22 @@ class SpillFile:
         if rest:
             yield rest
 
+    def take_run(self, run: Run, size: int) -> Iterator[bytes]:
+        taken = freed = run.start
+        for block in self.read_run(run, size):
+            yield block
+            taken += len(block)
+            if taken - freed >= _HOLE or taken == run.start + run.size:
+                self._free(freed, taken - freed)
+                freed = taken
+
     def close(self) -> None:
         os.close(self._fd)
+
+    def _free(self, start: int, size: int) -> None:
+        """Nobody reads these bytes again. A file system that cannot punch holes keeps them until the file is closed."""
+        if fallocate := _fallocate():
+            fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, start, size)
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC
@@ -137,7 +156,7 @@ class LineSorter:
 
     def _merge(self, runs: Sequence[Run]) -> Iterator[list[bytes]]:
         share = share_of(self._memory // 4, runs)
-        loaded = [_Loaded(self._spill.read_run(run, share)) for run in runs]
+        loaded = [_Loaded(self._spill.take_run(run, share)) for run in runs]
         while live := [block for block in loaded if block.lines]:
             bound = min(block.lines[-1] for block in live)
             part = [line for block in live for line in block.move(bound)]
@@ -163,6 +182,19 @@ class _Loaded:
 
     def _load(self) -> None:
         self.lines = lines_of(next(self._blocks, b""))
+
+
+@cache
+def _fallocate() -> Any:
+    """fallocate(2) of Linux, which Python lacks; None elsewhere."""
+    try:
+        import ctypes
+
+        call = ctypes.CDLL(None).fallocate64
+    except (ImportError, OSError, AttributeError):
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return call
 
 
 def merged_down(runs: Sequence[T], memory: int, merge: Callable[[Sequence[T]], T]) -> Sequence[T]:

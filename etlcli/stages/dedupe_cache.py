@@ -357,7 +357,7 @@ class _Last:
     def _stored(self) -> Iterator[list[bytes]]:
         for run in self._runs:
             assert self._spill is not None
-            for chunk in self._spill.read_run(run, _BLOCK):
+            for chunk in self._spill.take_run(run, _BLOCK):
                 yield Batch.of_chunk(chunk).whole
         for start in range(0, len(self._lines), _OUT):
             yield self._lines[start : start + _OUT]

@@ -49,7 +49,8 @@ missing come last in either direction, unless --nulls first. Integers of any siz
 records with equal keys keep their order, and every record keeps its bytes.
 
 Input larger than --memory is sorted in runs in a temporary file (--temp-dir, else TMPDIR, else /tmp) that has no name, so
-that nothing can be left behind."""
+that nothing can be left behind. On Linux it shrinks while the result grows: the disk need not hold both, unless a
+checkpoint needs the runs."""
     examples = (
         ("etl sort --by=-dep_delay,carrier flights.ndjson", "latest departures first, then by carrier"),
         ("etl sort --by carrier --top 3 flights.ndjson", "the first three"),
@@ -317,7 +318,7 @@ that nothing can be left behind."""
 
     def _blocks(self, run: Run, size: int) -> Iterator[Block]:
         assert self._spill is not None
-        for chunk in self._spill.read_run(run, size):
+        for chunk in self._spill.take_run(run, size):
             batch = Batch.of_chunk(chunk)
             yield self._key_maker.keys(batch.columns(self._paths)), batch.whole
 

@@ -11,11 +11,13 @@ like any other: it must come however the input is cut.
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from etlcli.core.batch import Batch, Reject, Span
@@ -23,6 +25,7 @@ from etlcli.core.files import Files
 from etlcli.core.ledger import StepCount
 from etlcli.core.stage import DEFAULT_MEMORY, Context, Prepared, Stage, State
 from etlcli.errors import FindingsError
+from etlcli.io.kept import KeptSpill
 from etlcli.io.spill import SpillFile
 from etlcli.io.stepfiles import StepFiles
 
@@ -63,14 +66,16 @@ class _Lasting(StepFiles):
 
     def __init__(self, resources: ExitStack) -> None:
         super().__init__("contract", resources, _no_log)
-        self._spills: dict[str, SpillFile] = {}
+        self._directory = resources.enter_context(TemporaryDirectory())
+        self._spills: dict[str, KeptSpill] = {}
 
     def claim(self, path: str) -> None:
         """The other instance may have it."""
 
     def spill(self, directory: str | None = None, name: str = "") -> SpillFile:
         if name not in self._spills:
-            self._spills[name] = super().spill(name=name)
+            spill = self._spills[name] = KeptSpill(os.path.join(self._directory, f"{name}.spill"))
+            self._resources.callback(spill.close)
         return self._spills[name]
 
 

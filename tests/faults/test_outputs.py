@@ -240,6 +240,27 @@ def test_P5_a_full_disk(command: str, work: Path) -> None:
 
 
 @needs_root
+@pytest.mark.parametrize(
+    "command",
+    [
+        "etl sort --by a",
+        "etl sort --by n",
+        "etl group --by a --emit stream",
+        "etl dedupe-cache --key n --keep last",
+    ],
+)
+def test_a_result_takes_the_place_of_what_was_spilled(command: str, work: Path) -> None:
+    """A disk that could not hold both is large enough."""
+    (work / "big").write_bytes(
+        b"".join(b'{"a":%d,"n":%d,"pad":"%s"}\n' % (n % 10, n, b"x" * 10_000) for n in range(4000))
+    )
+    done = mounted(
+        work, "size=60m", f"TMPDIR=$PWD/disk {command} --memory 16MiB big -o disk/out; echo $?; wc -l < disk/out"
+    )
+    assert done.stdout.split() == [b"0", b"4000"], done.stderr
+
+
+@needs_root
 def test_P5_a_full_disk_leaves_no_half_sample(work: Path) -> None:
     done = mounted(work, "size=100k", "etl init disk/demo; echo $?; ls -A disk")
     assert done.stdout == b"74\n", done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from etlcli.errors import InputOutputError
 from etlcli.io import spill as spilling
+from etlcli.io.kept import KeptSpill
 from etlcli.io.spill import LineSorter, SpillFile, spill_directory
 
 LINES = [b"%d" % number * (number % 9) for number in range(2000)]
@@ -51,6 +53,38 @@ def test_runs_are_read_side_by_side(spill: SpillFile) -> None:
     blocks = [next(reader) for _ in range(2) for reader in readers]
     spill.write_run([b"x\n"])
     assert [block[:1] for block in blocks] == [b"0", b"1", b"2"] * 2
+
+
+def _on_disk(spill: SpillFile) -> int:
+    return os.fstat(spill._fd).st_blocks * 512
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="holes are punched on Linux")
+def test_what_is_taken_is_free_again(spill: SpillFile) -> None:
+    runs = [spill.write_run([b"%d%s\n" % (number, b"x" * 999)] * 4000) for number in range(3)]
+    readers = [spill.take_run(run, 4096) for run in runs]
+    taken = [[next(reader) for _ in range(800)] for reader in readers]
+    assert _on_disk(spill) < sum(run.size for run in runs) // 2
+    for number, (blocks, reader, run) in enumerate(zip(taken, readers, runs, strict=True)):
+        assert b"".join([*blocks, *reader]) == b"%d%s\n" % (number, b"x" * 999) * (run.size // 1001)
+    assert _on_disk(spill) < 1 << 16
+    later = spill.write_run([CHUNK])
+    assert b"".join(spill.read_run(later, 4096)) == CHUNK
+
+
+def test_where_no_hole_can_be_punched(spill: SpillFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spilling, "_fallocate", lambda: None)
+    run = spill.write_run([CHUNK])
+    assert [b"".join(spill.take_run(run, 4096)) for _ in range(2)] == [CHUNK, CHUNK]
+
+
+def test_what_another_process_may_need_stays(tmp_path: Path) -> None:
+    spill = KeptSpill(str(tmp_path / "spill"))
+    try:
+        run = spill.write_run([CHUNK] * 1000)
+        assert [b"".join(spill.take_run(run, 1 << 20)) for _ in range(2)] == [CHUNK * 1000] * 2
+    finally:
+        spill.close()
 
 
 @pytest.mark.parametrize("memory", [1, 4000, 1 << 30])
