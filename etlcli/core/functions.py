@@ -334,7 +334,9 @@ def _float(value: Any) -> float:
 
 @strict
 def _str(value: Any) -> str:
-    """A string as it is, anything else as its JSON."""
+    """A string as it is, anything else as its JSON; a number's exponent always as in 1e+300."""
+    if isinstance(value, Decimal):
+        return str(value).lower()
     return value if isinstance(value, str) else encode(value).decode()
 
 

@@ -11,7 +11,7 @@ from functools import cmp_to_key
 from math import isfinite
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from etlcli.core.batch import Batch
@@ -351,6 +351,7 @@ def outcome(evaluate: Callable[[], Any]) -> Any:
 
 @settings(max_examples=150, deadline=None)
 @given(tree=trees, records=records_alike | records_mixed)
+@example(tree=("call", "str", (("field", "b"),)), records=[{"b": 1e300}])
 def test_values_as_a_plain_interpreter_has_them(tree: Tree, records: list[dict[str, Any]]) -> None:
     expected = [outcome(lambda record=record: evaluate(tree, record)) for record in records]
     expression = Expression(spelled(tree))
