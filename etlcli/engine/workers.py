@@ -30,6 +30,7 @@ from etlcli.core.stage import Source
 from etlcli.engine.head import Head, Result, Worked
 from etlcli.errors import EtlError, TryLaterError
 from etlcli.io.inputs import grow_pipe
+from etlcli.io.signals import held
 
 _HEADER = Struct("<Q")
 _AHEAD = 2
@@ -234,16 +235,17 @@ class _Worker:
         self._memory = mmap(-1, _AHEAD * _SLOT)
         # A pipe ends when its last writer is gone: so no child may keep what belongs to the coordinator.
         foreign = [self._given, self.answers, *(fd for other in others for fd in (other._given, other.answers))]
-        try:
-            self._pid = os.fork()
-        except OSError as error:
-            for fd in (theirs, ours, self._given, self.answers):
-                os.close(fd)
-            raise TryLaterError(
-                f"cannot start a worker process: {error.strerror}", hint="--workers 1 does without them"
-            ) from error
-        if not self._pid:
-            _work(head, theirs, ours, self._memory, foreign)
+        with held():  # or the child would answer a signal as if it were the coordinator
+            try:
+                self._pid = os.fork()
+            except OSError as error:
+                for fd in (theirs, ours, self._given, self.answers):
+                    os.close(fd)
+                raise TryLaterError(
+                    f"cannot start a worker process: {error.strerror}", hint="--workers 1 does without them"
+                ) from error
+            if not self._pid:
+                _work(head, theirs, ours, self._memory, foreign)
         os.close(theirs)
         os.close(ours)
 

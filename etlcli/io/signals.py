@@ -11,7 +11,7 @@ from contextlib import contextmanager
 @contextmanager
 def held() -> Iterator[None]:
     """What the program's handlers would do about a signal, such as raise, they do afterwards. Unlike with a blocked signal
-    a process that is started meanwhile is as it would be."""
+    a process that is started meanwhile is as it would be; a fork that never leaves this forgets what came."""
     if threading.current_thread() is not threading.main_thread():  # the one in which handlers run
         yield
         return

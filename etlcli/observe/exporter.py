@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from etlcli.io.signals import held
 from etlcli.observe.metrics import MetricsSpec
 from etlcli.observe.periodic import Periodic
 from etlcli.observe.status import FAILED, STARTING, SUCCEEDED, Look, Observer, Status
@@ -77,7 +78,7 @@ class _Exporter:
         self._log = log
         self._has_said_last = False
         self._socket, theirs = socket.socketpair()
-        with theirs:
+        with theirs, held():  # or the child would answer a signal as if it were the run
             try:
                 self._pid = os.fork()
             except OSError:

@@ -49,6 +49,15 @@ if where.startswith("forks"):
     os.fork = forked
     from etlcli.engine import pipeline
     pipeline._WORTH = 1
+if where == "in the fork":
+    os.register_at_fork(after_in_child=lambda: signal.raise_signal(signal.SIGINT))
+if where == "after the fork":
+    fork = os.fork
+    def forked():
+        if not (pid := fork()):
+            signal.raise_signal(signal.SIGINT)
+        return pid
+    os.fork = forked
 if where == "always":
     from etlcli.engine import workers
     workers._work = lambda *rest: os._exit(3)
@@ -194,6 +203,21 @@ def test_interrupted_at_the_terminal(records: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate()
     assert process.returncode == -signal.SIGINT and not stderr
+
+
+@pytest.mark.parametrize("moment", ["in the fork", "after the fork"])
+def test_a_signal_while_a_process_begins(records: Path, moment: str) -> None:
+    """It is the coordinator's, which has got it, too: no child answers it by ending the run in its stead."""
+    recipe = records.with_name("recipe.yaml")
+    recipe.write_text(
+        "version: 1\nsource: {uses: read, with: {paths: [in.ndjson]}}\nsteps: [{uses: filter, with: {expr: id >= 0}}]\n"
+        "sink: {uses: write, with: {path: out}}\nruntime: {workers: 2}\nmetrics: {textfile: metrics.prom}\n"
+    )
+    done = killing(moment, "run", str(recipe))
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr and b"metrics_failed" not in done.stderr
+    assert records.with_name("out").read_bytes() == records.read_bytes()
+    assert b"etl_run_exit_code" in records.with_name("metrics.prom").read_bytes()
 
 
 def test_records_do_not_wait_for_more_input() -> None:
