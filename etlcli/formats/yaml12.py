@@ -113,9 +113,15 @@ def documents(stream: Any, *, max_depth: int = MAX_DEPTH) -> Iterator[Node]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         message = " ".join(str(part) for part in (error.problem, error.context) if part)
+        if "maximum nesting depth" in message:  # libyaml looks ahead, and has a limit of its own, far beyond this one
+            raise YamlError(_too_deep(max_depth), *_place(mark)) from None
         raise YamlError(f"not YAML: {message}", *_place(mark)) from None
     except yaml.reader.ReaderError as error:
         raise YamlError(f"not YAML: {error.reason}", *_line_of(stream, error.position)) from None
+
+
+def _too_deep(max_depth: int) -> str:
+    return f"nested deeper than {max_depth} levels"
 
 
 class _Builder:
@@ -160,7 +166,7 @@ class _Builder:
         self._put(node, line, column)
         self._open.append((node, event.anchor))
         if len(self._open) > self._max_depth:
-            raise YamlError(f"nested deeper than {self._max_depth} levels", line, column)
+            raise YamlError(_too_deep(self._max_depth), line, column)
 
     def _wants_key(self) -> bool:
         """Whether the next event is the key of a mapping: none waits for its value."""

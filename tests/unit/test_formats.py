@@ -168,6 +168,13 @@ def test_yaml_core_schema(text: bytes) -> None:
     assert type(value) is type(YAML_PLAIN[text])
 
 
+def test_yaml_as_deep_as_can_be_is_refused() -> None:
+    """PyYAML 6.0.4 and later look ahead and stop at 1,001 levels; earlier ones go on, and we stop at the 101st."""
+    with pytest.raises(YamlError, match="deeper than 100") as caught:
+        load(b"[" * 100_000, name="in")
+    assert caught.value.line == 1 and caught.value.column in (101, 1001)
+
+
 @pytest.mark.parametrize(
     ("text", "message", "line", "column"),
     [
@@ -180,7 +187,8 @@ def test_yaml_core_schema(text: bytes) -> None:
         (b"a: [1\nb: 2", "not YAML", 2, 2),
         (b"a: *x", "stands for nothing", 1, 4),
         (b"a: &x [*x]", "stands for nothing", 1, 8),
-        (b"[" * 100_000, "deeper than 100", 1, 101),
+        (b"[" * 101 + b"]" * 101, "deeper than 100", 1, 101),
+        (b"- " * 101, "deeper than 100", 1, 201),
         (b"a: 1\n---\nb: 1", "second document", 3, 1),
         (b"a: \x00", "not YAML", 1, 4),
     ],
