@@ -23,11 +23,23 @@ from functools import partial
 from io import BytesIO
 from itertools import accumulate
 from itertools import count as counting
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.fields import Column, Derived, Path, Projection, decode_long, exact_number, may_be_inexact, projection
+from etlcli.core.fields import (
+    Column,
+    Derived,
+    Kinds,
+    Path,
+    Projection,
+    decode_long,
+    exact_number,
+    kinds_of,
+    may_be_inexact,
+    projection,
+)
 
 _families = counting()
 _decode_records = msgspec.json.Decoder(dict[str, Any]).decode_lines
@@ -206,6 +218,15 @@ class Reject:
         return f"{first['message']}{where}{more}"
 
 
+class Rows(NamedTuple):
+    """`items` are the records, `getter` gives what takes the value of a path out of one (MISSING where there is none), and
+    `kinds` the types that these values may have."""
+
+    items: Sequence[Any]
+    getter: Callable[[Path], Callable[[Any], Any]]
+    kinds: Callable[[Path], Kinds]
+
+
 _Given = dict[Path | str, list[Any]]
 """Columns that were made elsewhere: the values of paths, and by their names those of derived ones."""
 
@@ -336,17 +357,37 @@ class Batch:
         float where Python writes that float with the number's value, a Decimal otherwise."""
         if all(path in self._given for path in paths):
             return [self._given[path] for path in paths]
+        self._decode(paths)
+        return list(map(self._column, paths))
+
+    def rows(self, paths: tuple[Path, ...]) -> Rows:
+        """The records as objects that have the values of these paths: what is dealt out before it is looked at need not be
+        made a column first."""
+        if all(path in self._given for path in paths):
+            items = list(zip(*self.columns(paths), strict=True)) if paths else range(self.count)
+            return Rows(items, lambda path: itemgetter(paths.index(path)), lambda path: kinds_of(self._given[path]))
+        self._decode(paths)
+        assert self._projection is not None and self._structs is not None
+        kinds = self._projection.kinds
+        return Rows(
+            self._structs, self._projection.getter, lambda path: kinds.get(path) or kinds_of(self._column(path))
+        )
+
+    def _decode(self, paths: tuple[Path, ...]) -> None:
+        """Sees to it that the records are decoded with these paths, exactly."""
         if self._projection is None or not set(paths) <= set(self._projection.paths):
             self._projection, self._exact, self._columns = projection(paths), False, {}
             try:
-                self._structs = self._projection.decode(self.chunk)
+                self._projection, self._structs = self._projection.decoded(
+                    self.whole if self._lines is None else self._lines
+                )
             except msgspec.DecodeError:  # a number no double can hold
                 self._decode_exactly()
         if not self._exact:
-            if any(may_be_inexact(self._column(path), self.chunk) for path in self._projection.paths):
+            doubtful = [path for path in self._projection.paths if path not in self._projection.kinds]
+            if any(may_be_inexact(self._column(path), self.chunk) for path in doubtful):
                 self._decode_exactly()
             self._exact = True
-        return [self._column(path) for path in paths]
 
     def derived(self, column: Derived) -> list[Any]:
         """What is made of each record's fields."""

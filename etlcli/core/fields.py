@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from copy import copy
 from decimal import MAX_EMAX, Decimal, InvalidOperation
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from math import isinf
 from operator import attrgetter
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Union
 
 import msgspec
 
 Path = tuple[str, ...]
 Kinds = AbstractSet[type]
+Decode = Callable[[bytes], Any]
+"""Of one line."""
 MISSING = msgspec.UNSET
 _INFINITE = Decimal((0, (9,), MAX_EMAX))
 # Between these, a number of at most so many characters is the only one of its length with that double.
@@ -29,6 +32,10 @@ _SMALLEST, _LARGEST, _SAFE_LENGTH = 1e-290, 2.0**53, 16
 _DIGITS = bytes(48 if byte in b"0123456789." else 32 for byte in range(256))
 _LONG = b"0" * _SAFE_LENGTH
 _EXPONENT = re.compile(rb"[eE][-+]?[0-9]")
+# Types that say all of a value. Not float, which may not be what the record says; nor what has values inside.
+_NARROW: Kinds = frozenset({int, str, bool, type(None), type(MISSING)})
+_ENOUGH = 64
+"""Records that say something about others."""
 _check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -60,13 +67,14 @@ def walk(value: Any, path: Path) -> Any:
 
 
 class Column(list[Any]):
-    """The values of a field, a record each. Nobody changes them, so which types they have is looked at once."""
+    """The values of a field, a record each. Nobody changes them, so which types they have is looked at once, or is known:
+    `kinds` are the types that they may have."""
 
     __slots__ = ("_kinds",)
 
-    def __init__(self, values: Iterable[Any]) -> None:
+    def __init__(self, values: Iterable[Any], kinds: frozenset[type] | None = None) -> None:
         super().__init__(values)
-        self._kinds: frozenset[type] | None = None
+        self._kinds = kinds
 
     @property
     def kinds(self) -> frozenset[type]:
@@ -76,7 +84,7 @@ class Column(list[Any]):
 
 
 def kinds_of(values: Sequence[Any]) -> frozenset[type]:
-    """The types of some values."""
+    """The types that some values may have; of a plain list, those they have."""
     return values.kinds if isinstance(values, Column) else frozenset(map(type, values))
 
 
@@ -96,34 +104,81 @@ def fields_of(columns: Iterable[Path | Derived]) -> tuple[Path, ...]:
 
 
 class Projection:
-    """Decodes the named fields of whole lines, and nothing else of them.
+    """Decodes the named fields of lines, and nothing else of them.
 
-    Skipped values are checked for syntax by the decoder but never built. `decode` takes many lines and keeps integers
+    Skipped values are checked for syntax by the decoder but never built. `decoded` takes many lines and keeps integers
     beyond 64 bits exact; what it refuses (a number no double can hold, an integer of thousands of digits) `decode_exact`
-    takes, a line at a time, as a Decimal. A stage that looks at more of each record than these fields may have a decoder of
+    takes as a Decimal. A stage that looks at more of each record than these fields may have a decoder of
     its own, which gives them, too (`by`); what that refuses is for the `plain` one.
+
+    Fields are mostly of one type all along. Once some records have been seen, others are decoded by a narrowed projection,
+    which takes only the types there were: what fits has them, so that nobody needs to look at the values (`kinds`).
     """
 
-    __slots__ = ("_attributes", "_decode_exact", "_struct", "decode", "paths", "plain")
+    __slots__ = (
+        "_attributes",
+        "_decode",
+        "_decode_exact",
+        "_names",
+        "_narrowed",
+        "_seen",
+        "_struct",
+        "kinds",
+        "paths",
+        "plain",
+    )
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
         self.paths = paths
         self.plain = self
+        self.kinds: dict[Path, frozenset[type]] = {}
+        """Of some paths: the types that their values can have, none of which is inexact."""
         tops = list(dict.fromkeys(path[0] for path in paths))
-        names = {top: f"f{number}" for number, top in enumerate(tops)}
+        self._names = names = {top: f"f{number}" for number, top in enumerate(tops)}
         self._attributes = {path: names[path[0]] for path in paths}
         self._struct: Any = projected_struct(names)
         kind = self._struct or dict[str, Any]
-        self.decode: Callable[[bytes], list[Any]] = msgspec.json.Decoder(kind).decode_lines
-        self._decode_exact: Callable[[bytes], Any] = msgspec.json.Decoder(kind, float_hook=exact_number).decode
+        self._decode: Decode = msgspec.json.Decoder(kind).decode
+        self._decode_exact: Decode = msgspec.json.Decoder(kind, float_hook=exact_number).decode
+        self._narrowed: Projection | None = None
+        self._seen: dict[str, frozenset[type]] | None = {path[0]: frozenset() for path in paths if len(path) == 1}
+        """By the names of fields that may be narrowed: the types there were."""
 
-    def by(self, decode: Callable[[bytes], list[Any]], names: Mapping[str, str]) -> Projection | None:
+    def decoded(self, lines: Iterable[bytes]) -> tuple[Projection, list[Any]]:
+        """The records, a line each, and the narrowest projection that they fit, by which they were decoded. Raises
+        msgspec.DecodeError if any line is not one JSON object, perhaps with white space around it."""
+        if self._narrowed:
+            try:
+                return self._narrowed, list(map(self._narrowed._decode, lines))
+            except msgspec.ValidationError:
+                pass
+        structs = list(map(self._decode, lines))
+        if self._seen and self._struct and self is self.plain and len(structs) >= _ENOUGH:
+            self._learn(self._seen, structs)
+        return self, structs
+
+    def _learn(self, seen: dict[str, frozenset[type]], structs: list[Any]) -> None:
+        """From records that fit no narrower one. Each time some field has one more type, so this comes to an end."""
+        seen = {
+            name: kinds.union(map(type, map(attrgetter(self._names[name]), structs))) for name, kinds in seen.items()
+        }
+        self._seen = seen = {name: kinds for name, kinds in seen.items() if kinds <= _NARROW}
+        there = {name: kinds for name, kinds in seen.items() if kinds - {type(MISSING)}}
+        narrowed = self._by(msgspec.json.Decoder(projected_struct(self._names, kinds=there)).decode)
+        narrowed.kinds = {(name,): kinds for name, kinds in there.items()}
+        self._narrowed = narrowed if there else None
+
+    def _by(self, decode: Decode) -> Projection:
+        other = copy(self)
+        other._decode, other.kinds, other._narrowed = decode, {}, None
+        return other
+
+    def by(self, decode: Decode, names: Mapping[str, str]) -> Projection | None:
         """The same fields, decoded into objects that have them as the attributes that `names` maps them to. None where a
         struct cannot have them."""
         if self._struct is None:
             return None
-        other = copy(self)
-        other.decode = decode
+        other = self._by(decode)
         other._attributes = {path: names[path[0]] for path in self.paths}
         return other
 
@@ -139,21 +194,41 @@ class Projection:
                 return record
             return self._struct(**{name: record[top] for (top, *_), name in self._attributes.items() if top in record})
 
-    def column(self, structs: list[Any], path: Path) -> Column:
+    def column(self, structs: Iterable[Any], path: Path) -> Column:
         """The values of one of the projection's paths, a record each; MISSING where there is none."""
+        return Column(map(self.getter(path), structs), self.kinds.get(path))
+
+    def getter(self, path: Path) -> Callable[[Any], Any]:
+        """What gives a decoded record's value of a path."""
         if self._struct is None:
-            return Column(walk(record, path) for record in structs)
-        values = map(attrgetter(self._attributes[path]), structs)
-        return Column(values if len(path) == 1 else (walk(value, path[1:]) for value in values))
+            return partial(walk, path=path)
+        top = attrgetter(self._attributes[path])
+        return top if len(path) == 1 else lambda struct: walk(top(struct), path[1:])
 
 
-def projected_struct(names: Mapping[str, str], *, forbid_unknown: bool = False, kind: Any = Any) -> Any:
-    """A struct type that decodes the named fields, each to the attribute it is mapped to. None when a name has
-    characters the decoder does not take in a struct (quotes, backslashes, controls)."""
-    fields = [(attribute, kind, MISSING) for attribute in names.values()]
+def projected_struct(
+    names: Mapping[str, str],
+    *,
+    forbid_unknown: bool = False,
+    kind: Any = Any,
+    kinds: Mapping[str, Kinds] = MappingProxyType({}),
+) -> Any:
+    """A struct type that decodes the named fields, each to the attribute it is mapped to; those of `kinds` must have one of
+    these types, and may be missing only if MISSING's is among them. None when a name has characters the decoder does not
+    take in a struct (quotes, backslashes, controls)."""
+    fields: list[Any] = []
+    for name, attribute in names.items():
+        if name not in kinds:
+            fields.append((attribute, kind, MISSING))
+        elif type(MISSING) in kinds[name]:
+            fields.append((attribute, Union[*kinds[name]], MISSING))
+        else:
+            fields.append((attribute, Union[*kinds[name]]))
     renamed = {attribute: name for name, attribute in names.items()}
     try:
-        return msgspec.defstruct("Projected", fields, rename=renamed, gc=False, forbid_unknown_fields=forbid_unknown)
+        return msgspec.defstruct(
+            "Projected", fields, rename=renamed, kw_only=True, gc=False, forbid_unknown_fields=forbid_unknown
+        )
     except ValueError:
         return None
 

@@ -7,25 +7,26 @@ them is done to whole columns.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain, compress
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import compress
 from operator import attrgetter, ne
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 
 from etlcli.core.aggregates import Call
 from etlcli.core.batch import Batch
 from etlcli.core.edit import encode, open_object, raw_at
-from etlcli.core.fields import MISSING, Path, projected_struct
+from etlcli.core.fields import MISSING, Path, kinds_of, projected_struct
 
 # Bytes of memory beside what is counted (CPython, 64 bit): headers of bytes objects, places in lists and dictionaries.
 ROW_OVERHEAD = 280
 STATE_OVERHEAD = 100
 open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
-Deal = Callable[[list[Any], bool], list[list[Any]]]
-"""A column -> the values of each group, in order; if it has gaps, without null and missing."""
-Dealt = tuple[list[int], list[bytes], list[int], Deal]
+T = TypeVar("T")
+_NULLS = {type(None), type(MISSING)}
+# Not bool: True and 1 are equal in Python. Not Decimal: rare.
+_SAME = {int, float, str, *_NULLS}
 
 
 class Part(NamedTuple):
@@ -163,14 +164,12 @@ class Heads:
         struct = projected_struct(self._tops, kind=msgspec.Raw | msgspec.UnsetType)
         self._decode = struct and msgspec.json.Decoder(struct).decode_lines
 
-    def of(self, batch: Batch, rows: Sequence[int], columns: Sequence[list[Any]]) -> list[bytes]:
-        """Of some of the batch's records; `columns` are the values of the by fields in all of them."""
-        if not self._paths or not rows:
-            return [b"[]"] * len(rows)
-        columns = [[column[row] for row in rows] for column in columns]
+    def of(self, batch: Batch, columns: Sequence[list[Any]], rows: Callable[[], Sequence[int]]) -> list[bytes]:
+        """Of some of the batch's records: `columns` are the values of the by fields in them, and `rows` tells which they
+        are, where that matters."""
         if all(_has_one_spelling(column, batch) for column in columns):
             return list(map(encode, zip(*columns, strict=True)))
-        raws = self._raws(batch.take(rows))
+        raws = self._raws(batch.take(rows()))
         spelled = [
             [_raw_of(raw, path[1:], value) for raw, value in zip(raws[path[0]], column, strict=True)]
             for path, column in zip(self._paths, columns, strict=True)
@@ -199,38 +198,28 @@ def _raw_of(raw: Any, path: Path, value: Any) -> bytes:
     return raw_at(bytes(raw), path) if path else bytes(raw)
 
 
-def runs_of(keys: list[bytes]) -> Dealt:
-    """Runs of equal keys: where each starts, its key, its length, and what cuts a column alike."""
-    starts = [0, *compress(range(1, len(keys)), map(ne, keys, keys[1:]))] if keys else []
-    ends = [*starts[1:], len(keys)]
-
-    def deal(column: list[Any], gaps: bool) -> list[list[Any]]:
-        return _cut(column, starts, ends, gaps)
-
-    counts = [end - start for start, end in zip(starts, ends, strict=False)]
-    return starts, [keys[start] for start in starts], counts, deal
+def runs_of(keys: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Where each run of equal keys starts and ends."""
+    if keys:
+        starts = [0, *compress(range(1, len(keys)), map(ne, keys, keys[1:]))]
+        yield from zip(starts, [*starts[1:], len(keys)], strict=True)
 
 
-def _cut(column: list[Any], starts: Sequence[int], ends: Sequence[int], gaps: bool) -> list[list[Any]]:
-    runs = [column[start:end] for start, end in zip(starts, ends, strict=False)]
-    if not gaps:
-        return runs
-    return [[value for value in run if value is not None and value is not MISSING] for run in runs]
+def piles_of(labels: Iterable[Hashable], items: Iterable[T]) -> list[list[T]]:
+    """The items in piles of equal labels, by their first."""
+    piles: dict[Hashable, list[T]] = defaultdict(list)
+    deque(map(list.append, map(piles.__getitem__, labels), items), 0)
+    return list(piles.values())
 
 
-def groups_of(keys: list[bytes]) -> Dealt:
-    """Groups of equal keys, by their first: where that is, the key, how many there are, and what deals a column out."""
-    places: dict[bytes, list[int]] = defaultdict(list)
-    deque(map(list.append, map(places.__getitem__, keys), range(len(keys))), 0)
-    counts = list(map(len, places.values()))
-    order = list(chain.from_iterable(places.values()))
-    ends = list(accumulate(counts))
-    starts = [0, *ends][: len(ends)]
-
-    def deal(column: list[Any], gaps: bool) -> list[list[Any]]:
-        return _cut(list(map(column.__getitem__, order)), starts, ends, gaps)
-
-    return [order[start] for start in starts], list(places), counts, deal
+def labels_of(columns: Sequence[list[Any]]) -> Iterable[Hashable] | None:
+    """What is equal for the records in which the columns have values with equal keys, a record each. None where only keys
+    can say that."""
+    for column in columns:
+        kinds = kinds_of(column)
+        if not kinds <= _SAME or kinds >= _NULLS:
+            return None
+    return columns[0] if len(columns) == 1 else zip(*columns, strict=True)
 
 
 def nested(names: Sequence[Path], columns: Sequence[Sequence[Any]]) -> list[bytes]:

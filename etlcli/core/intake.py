@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from itertools import accumulate
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,8 +21,6 @@ DEFAULT_MAX_LINE = 16 << 20
 _EXCERPT = 64 << 10
 
 _INNER_BRACE = re.compile(rb"\}[^\n]")
-_OPENING, _CLOSING = set(b"{"), set(b"}")
-_first, _last = itemgetter(0), itemgetter(-2)  # before the newline
 _HALF_PAIR = re.compile(rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|[c-fC-F][0-9a-fA-F]{2})")
 _BRACKETS = bytes(byte for byte in range(256) if byte not in b'{}[]"\\')
 
@@ -47,49 +44,34 @@ def parse(
     LF, blank lines are counted, anything else is a reject with its code and origin. `lines` is `whole_lines_of(chunk)`
     where the caller has it.
     """
-    if lines is None:
-        lines = whole_lines_of(chunk)
     if max_line >= len(chunk):
-        clean, in_braces = chunk, _in_braces(lines)
-        if not in_braces and b"\r\n" in chunk:
-            clean = chunk.replace(b"\r\n", b"\n")
+        clean = chunk.replace(b"\r\n", b"\n") if b"\r" in chunk else chunk
+        if lines is None or clean is not chunk:
             lines = whole_lines_of(clean)
-            in_braces = _in_braces(lines)
-        # The decoder would take a record over two lines, and two records on one, so as many records as lines is not
-        # enough. But a newline between `}` and `{` can only stand between records; when all do, lines are records.
-        batch = _clean_batch(clean, lines, span, project) if in_braces else None
+        batch = _clean_batch(clean, lines, span, project)
         if batch is not None:
             return Intake(batch, [], 0)
     return _parse_lines(lines_of(chunk), span, project.plain, max_line)
 
 
 def _clean_batch(chunk: bytes, lines: list[bytes], span: Span, project: Projection) -> Batch | None:
-    """The batch if each of the `lines`, all in braces, is one good record; None if any of it is in doubt."""
+    """The batch if each of the `lines` is one good record; None if any of it is in doubt."""
     if not (chunk.isascii() or _is_utf8(chunk)):
         return None
-    structs = _decoded(chunk, project)
-    if structs is None and project is not project.plain:
-        project = project.plain
-        structs = _decoded(chunk, project)
-    if structs is None or len(structs) != len(lines):
+    decoded = _decoded(lines, project)
+    if decoded is None and project is not project.plain:
+        decoded = _decoded(lines, project.plain)
+    if decoded is None or (_may_be_deep(chunk, lines) and any(map(too_deep, lines))):
         return None
-    if _may_be_deep(chunk, lines) and any(map(too_deep, lines)):
-        return None
-    return Batch(len(lines), chunk=chunk, whole=lines, span=span, structs=structs, projected=project)
+    fitted, structs = decoded
+    return Batch(len(lines), chunk=chunk, whole=lines, span=span, structs=structs, projected=fitted)
 
 
-def _decoded(chunk: bytes, project: Projection) -> list[Any] | None:
+def _decoded(lines: list[bytes], project: Projection) -> tuple[Projection, list[Any]] | None:
     try:
-        return project.decode(chunk)
+        return project.decoded(lines)
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
-
-
-def _in_braces(lines: list[bytes]) -> bool:
-    try:
-        return set(map(_last, lines)) <= _CLOSING and set(map(_first, lines)) <= _OPENING
-    except IndexError:  # a blank line
-        return False
 
 
 def _may_be_deep(chunk: bytes, lines: list[bytes]) -> bool:

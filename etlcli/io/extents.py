@@ -18,8 +18,8 @@ from etlcli.io.inputs import STDIN, InputStream
 
 _SAMPLE = 64 << 10
 _LINES = 16384
-_BEYOND = 4096
-"""Most last lines end within that many bytes behind their extent."""
+_NEAR = 4096
+"""Most lines end within that many bytes."""
 
 
 class Extent(NamedTuple):
@@ -81,26 +81,29 @@ class ExtentReader:
     def read(self, extent: Extent, max_line: int) -> Lines:
         """Raises InputOutputError when the disk fails, and when the file has been replaced or cut short since."""
         self._open(extent)
-        base = max(extent.start - 1, extent.first)
-        data = self._bytes(extent, base, min(extent.end + _BEYOND, extent.limit))
-        last = extent.end - 1 - base
-        head = 0
+        start: int | None = extent.start
         if extent.start > extent.first:
-            head = data.find(b"\n", 0, last) + 1
-            if not head:
-                return Lines(b"", extent.end)
-        tail = data.find(b"\n", last) + 1
-        while not tail:
-            line = max(head, data.rfind(b"\n") + 1)
-            if len(data) - line > max_line:
-                return Lines(data[head:line], base + head, data[line:], self._length(extent, base + line))
-            more = self._bytes(extent, base + len(data), min(base + len(data) + PART, extent.limit))
-            if not more:
-                return Lines(data[head:] + b"\n", base + head)
-            end = more.find(b"\n") + 1
-            tail = len(data) + end if end else 0
-            data += more
-        return Lines(data[head:tail], base + head)
+            start = self._line_behind(extent, extent.start, extent.end)
+        if start is None or start >= extent.end:
+            return Lines(b"", extent.end)
+        end = self._line_behind(extent, extent.end, min(extent.end + max_line + 1, extent.limit))
+        if end:
+            return Lines(self._bytes(extent, start, end), start)
+        data = self._bytes(extent, start, min(extent.end + max_line + 1, extent.limit))
+        line = data.rfind(b"\n") + 1
+        if len(data) - line > max_line:
+            return Lines(data[:line], start, data[line:], self._length(extent, start + line))
+        return Lines(data + b"\n", start)
+
+    def _line_behind(self, extent: Extent, position: int, stop: int) -> int | None:
+        """Where the first line begins that does so at the position, or behind it and not behind the stop."""
+        at, size = position - 1, _NEAR
+        while at < stop:
+            found = self._bytes(extent, at, min(at + size, stop)).find(b"\n")
+            if found >= 0:
+                return at + found + 1
+            at, size = at + size, PART
+        return None
 
     def count(self, extent: Extent, start: int, end: int) -> int:
         """As `lines_between`."""

@@ -95,7 +95,7 @@ class Shape:
             record = _struct([(name, Any, UNSET) for name in others], others, bases=(self._record,))
         except ValueError:  # the decoder cannot have fields of that name
             return None
-        self._projection = plain.by(msgspec.json.Decoder(record).decode_lines, names)
+        self._projection = plain.by(msgspec.json.Decoder(record).decode, names)
         return self._projection
 
     def suspects(self, batch: Batch) -> Sequence[int]:

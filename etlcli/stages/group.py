@@ -18,12 +18,23 @@ import msgspec
 
 from etlcli.core import params
 from etlcli.core.aggregates import NUMBERS, parse_call
-from etlcli.core.batch import Batch, chunk_of, lines_of
+from etlcli.core.batch import Batch, Rows, chunk_of, lines_of
 from etlcli.core.exact import is_countable
 from etlcli.core.explain import told
-from etlcli.core.fields import MISSING, Kinds, Path, kinds_of, parse_path, pointer
+from etlcli.core.fields import MISSING, Path, parse_path, pointer
 from etlcli.core.files import Run, Spill
-from etlcli.core.groups import ROW_OVERHEAD, STATE_OVERHEAD, Heads, Part, Table, groups_of, nested, open_array, runs_of
+from etlcli.core.groups import (
+    ROW_OVERHEAD,
+    STATE_OVERHEAD,
+    Heads,
+    Part,
+    Table,
+    labels_of,
+    nested,
+    open_array,
+    piles_of,
+    runs_of,
+)
 from etlcli.core.intake import too_deep_inside
 from etlcli.core.ordering import KeyMaker
 from etlcli.core.stage import Context, Prepared, Stage, State
@@ -129,16 +140,13 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
         return tuple(dict.fromkeys([*self._by, *(call.field for call in self._calls if call.field)]))
 
     def prepare(self, batch: Batch) -> Prepared:
-        columns = self._columns(batch)
-        errors = self._unfit(batch, columns)
+        errors = self._unfit(batch)
         rejects = [batch.reject(index, *errors[index]) for index in sorted(errors)]
         if errors:
             batch = batch.without(errors)
-            columns = self._columns(batch)
-        keys = self._key_maker.keys([columns[path] for path in self._by]) if self._by else [b""] * batch.count
         if self.params.emit == "summary":
-            return Prepared(Batch.of_lines([]), rejects, extra=self._part(batch, columns, keys))
-        return Prepared(batch, rejects, extra=keys)
+            return Prepared(Batch.of_lines([]), rejects, extra=self._part(batch))
+        return Prepared(batch, rejects, extra=self._keys(batch.columns(self._by), batch.count))
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         if self.params.emit == "summary":
@@ -204,41 +212,55 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
 
     # -- prepare ------------------------------------------------------------------------------------------------------
 
-    def _columns(self, batch: Batch) -> dict[Path, list[Any]]:
-        paths = self.reads()
-        return dict(zip(paths, batch.columns(paths), strict=True)) if paths else {}
+    def _keys(self, columns: Sequence[list[Any]], count: int) -> list[bytes]:
+        """Of `count` records, by the values that their groups are named by."""
+        return self._key_maker.keys(columns) if columns else [b""] * count
 
-    def _unfit(self, batch: Batch, columns: dict[Path, list[Any]]) -> dict[int, tuple[str, list[dict[str, Any]]]]:
+    def _unfit(self, batch: Batch) -> dict[int, tuple[str, list[dict[str, Any]]]]:
         """The records that must be rejected: index -> code and errors."""
         if self.params.emit == "list":
             error = {"message": "nested too deeply to lie in a list"}
             return dict.fromkeys(too_deep_inside(batch, b"[["), ("too_deep", [error]))
         unfit: dict[int, tuple[str, list[dict[str, Any]]]] = {}
+        kinds = batch.rows(self.reads()).kinds
         for path in self._numeric:
-            if kinds_of(columns[path]) <= _HARMLESS:
+            if kinds(path) <= _HARMLESS:
                 continue
-            for index, value in enumerate(columns[path]):
+            (column,) = batch.columns((path,))
+            for index, value in enumerate(column):
                 if problem := _problem(value):
                     error = {"pointer": pointer(path), "message": problem}
                     unfit.setdefault(index, ("bad_type", []))[1].append(error)
         return unfit
 
-    def _part(self, batch: Batch, columns: dict[Path, list[Any]], keys: list[bytes]) -> Part:
+    def _part(self, batch: Batch) -> Part:
         """A row for each group of the batch; with --assume-sorted for each run of equal keys."""
-        firsts, groups, counts, deal = runs_of(keys) if self._neighbours else groups_of(keys)
-        piles: dict[Path, tuple[list[list[Any]], Kinds]] = {}
-        for path in {call.field for call in self._calls if call.field}:
-            kinds = kinds_of(columns[path])
-            piles[path] = deal(columns[path], not kinds.isdisjoint(_ABSENT)), kinds - _ABSENT
+        rows = batch.rows(self.reads())
+        piles = self._piles(batch, rows)
+        firsts = list(map(itemgetter(0), piles))
+        named_by = [list(map(rows.getter(path), firsts)) for path in self._by]
+        counts = list(map(len, piles))
+        values = {call.field: _values(piles, rows, call.field) for call in self._calls if call.field}
         states: list[list[Any]] = []
         for call in self._calls:
             if call.field is None:
                 states.append(counts)
             else:
-                dealt, there = piles[call.field]
-                make = call.aggregate.maker(there)
-                states.append([make(pile) if pile else None for pile in dealt])
-        return Part(groups, self._heads.of(batch, firsts, [columns[path] for path in self._by]), counts, states)
+                make = call.aggregate.maker(rows.kinds(call.field) - _ABSENT)
+                states.append([make(pile) if pile else None for pile in values[call.field]])
+        heads = (
+            self._heads.of(batch, named_by, lambda: _places(rows.items, firsts)) if self._by else [b"[]"] * len(piles)
+        )
+        return Part(self._keys(named_by, len(piles)), heads, counts, states)
+
+    def _piles(self, batch: Batch, rows: Rows) -> Sequence[Sequence[Any]]:
+        """The rows of each group."""
+        columns = batch.columns(self._by)
+        if self._neighbours:
+            return [rows.items[start:end] for start, end in runs_of(self._keys(columns, batch.count))]
+        if not columns:
+            return [rows.items] if rows.items else []
+        return piles_of(labels_of(columns) or self._keys(columns, batch.count), rows.items)
 
     # -- summaries ----------------------------------------------------------------------------------------------------
 
@@ -283,19 +305,20 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
     def _pass_on(self, keys: list[bytes], batch: Batch) -> Iterator[Batch]:
         """The records of groups that are together in the input; a list is put out when its group ends."""
         assert self._neighbours
-        starts, groups, counts, _ = runs_of(keys)
-        admitted = self._neighbours.admit(groups)
-        whole = sum(counts[:admitted])
+        runs = list(runs_of(keys))
+        admitted = self._neighbours.admit([keys[start] for start, _ in runs])
+        whole = runs[admitted - 1][1] if admitted else 0
         if self.params.emit == "stream":
             yield batch.take(range(whole))
         else:
-            for key, start, count in zip(groups, starts[:admitted], counts, strict=False):
-                if key not in self._lines:
+            for start, end in runs[:admitted]:
+                if keys[start] not in self._lines:
                     yield from self._put_out([self._lines.popitem()[1]] if self._lines else [])
-                self._lines[key] += batch.lines[start : start + count]
+                self._lines[keys[start]] += batch.lines[start:end]
         if whole < batch.count:
             yield from self._put_out(self._lines.values())
-            raise self._comes_back(self._heads.of(batch, [whole], batch.columns(self._by))[0])
+            named_by = [[column[whole]] for column in batch.columns(self._by)]
+            raise self._comes_back(self._heads.of(batch, named_by, lambda: [whole])[0])
 
     def _put_out(self, groups: Iterable[list[bytes]]) -> Iterator[Batch]:
         """Groups of records, as they are or a record each."""
@@ -310,7 +333,8 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
     def _listed(self, groups: list[list[bytes]]) -> list[bytes]:
         self.ctx.absorb("grouped", sum(map(len, groups)), into=len(groups))
         firsts = Batch.of_lines([lines[0] for lines in groups])
-        heads = self._heads.of(firsts, range(len(groups)), firsts.columns(self._by))
+        named_by = firsts.columns(self._by)
+        heads = self._heads.of(firsts, named_by, lambda: range(len(groups))) if self._by else [b"[]"] * len(groups)
         lists = [msgspec.Raw(b"[%b]" % b",".join(lines)) for lines in groups]
         return nested([*self._by, _RECORDS], [*zip(*map(open_array, heads), strict=True), lists])
 
@@ -432,6 +456,22 @@ class _Neighbours:
     def resume(self, keys: list[str]) -> None:
         for key in keys:
             self.admit([bytes.fromhex(key)])
+
+
+def _values(piles: Iterable[Sequence[Any]], rows: Rows, path: Path) -> list[list[Any]]:
+    """The values of a field in each group, without null and missing."""
+    getter, kinds = rows.getter(path), rows.kinds(path)
+    if kinds.isdisjoint(_ABSENT):
+        return [list(map(getter, pile)) for pile in piles]
+    if type(MISSING) not in kinds:
+        return [[value for value in map(getter, pile) if value is not None] for pile in piles]
+    return [[value for value in map(getter, pile) if value is not None and value is not MISSING] for pile in piles]
+
+
+def _places(rows: Sequence[Any], some: Iterable[Any]) -> list[int]:
+    """The indices of some of the rows."""
+    places = dict(zip(map(id, rows), range(len(rows)), strict=True))
+    return [places[id(row)] for row in some]
 
 
 def _problem(value: Any) -> str:

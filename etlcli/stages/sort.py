@@ -368,8 +368,8 @@ class _Kept:
                 yield key, self.piles.pop(key)
             return
         order = order_of(self.keys)
-        _, keys, _, deal = runs_of(_pick(self.keys, order))
-        yield from zip(keys, deal(_pick(self.lines, order), False), strict=True)
+        keys, lines = _pick(self.keys, order), _pick(self.lines, order)
+        yield from ((keys[start], lines[start:end]) for start, end in runs_of(keys))
 
     def _add_flat(self, keys: list[bytes], lines: list[bytes]) -> None:
         self.keys += keys

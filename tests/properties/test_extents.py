@@ -20,14 +20,15 @@ lines = st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b""
 
 def read(path: Path, part: int, skipped: int = 0, max_line: int = 1 << 20) -> list[tuple[bytes, int, bytes, int]]:
     """Chunk, offset, start of a long line and its length, of each extent."""
-    before, extents.PART = extents.PART, part
+    before = extents.PART, extents._NEAR
+    extents.PART, extents._NEAR = part, max(1, part // 2)
     stream, reader = open_input(str(path)), ExtentReader()
     try:
         start = start_of(stream)
         found = extents_of(stream, str(path), start, skipped) if start is not None else ()
         return [tuple(reader.read(extent, max_line)) for extent in found]
     finally:
-        extents.PART = before
+        extents.PART, extents._NEAR = before
         reader.close()
         stream.close()
 
