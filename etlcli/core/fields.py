@@ -8,7 +8,7 @@ as `MISSING`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from copy import copy
 from decimal import MAX_EMAX, Decimal, InvalidOperation
@@ -34,6 +34,9 @@ _LONG = b"0" * _SAFE_LENGTH
 _EXPONENT = re.compile(rb"[eE][-+]?[0-9]")
 # Types that say all of a value. Not float, which may not be what the record says; nor what has values inside.
 _NARROW: Kinds = frozenset({int, str, bool, type(None), type(MISSING)})
+_NULLS = {type(None), type(MISSING)}
+# Not bool, since True == 1. Not Decimal, which is rare.
+_LOOKED_UP = {int, float, str, *_NULLS}
 _ENOUGH = 64
 """Records that say something about others."""
 _check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
@@ -86,6 +89,16 @@ class Column(list[Any]):
 def kinds_of(values: Sequence[Any]) -> frozenset[type]:
     """The types that some values may have; of a plain list, those they have."""
     return values.kinds if isinstance(values, Column) else frozenset(map(type, values))
+
+
+def labels_of(columns: Sequence[list[Any]]) -> Sequence[Hashable] | None:
+    """Something a record that is equal, and can be looked up, where the values in all of the columns are equal: null is
+    missing, 1 is 1.0 and not true. None where Python finds other values equal."""
+    for column in columns:
+        kinds = kinds_of(column)
+        if not kinds <= _LOOKED_UP or kinds >= _NULLS:
+            return None
+    return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
 class Derived(NamedTuple):

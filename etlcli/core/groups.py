@@ -17,16 +17,13 @@ import msgspec
 from etlcli.core.aggregates import Call
 from etlcli.core.batch import Batch
 from etlcli.core.edit import encode, open_object, raw_at
-from etlcli.core.fields import MISSING, Path, kinds_of, projected_struct
+from etlcli.core.fields import MISSING, Path, projected_struct
 
 # Bytes of memory beside what is counted (CPython, 64 bit): headers of bytes objects, places in lists and dictionaries.
 ROW_OVERHEAD = 280
 STATE_OVERHEAD = 100
 open_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 T = TypeVar("T")
-_NULLS = {type(None), type(MISSING)}
-# Not bool: True and 1 are equal in Python. Not Decimal: rare.
-_SAME = {int, float, str, *_NULLS}
 
 
 class Part(NamedTuple):
@@ -210,16 +207,6 @@ def piles_of(labels: Iterable[Hashable], items: Iterable[T]) -> list[list[T]]:
     piles: dict[Hashable, list[T]] = defaultdict(list)
     deque(map(list.append, map(piles.__getitem__, labels), items), 0)
     return list(piles.values())
-
-
-def labels_of(columns: Sequence[list[Any]]) -> Iterable[Hashable] | None:
-    """What is equal for the records in which the columns have values with equal keys, a record each. None where only keys
-    can say that."""
-    for column in columns:
-        kinds = kinds_of(column)
-        if not kinds <= _SAME or kinds >= _NULLS:
-            return None
-    return columns[0] if len(columns) == 1 else zip(*columns, strict=True)
 
 
 def nested(names: Sequence[Path], columns: Sequence[Sequence[Any]]) -> list[bytes]:

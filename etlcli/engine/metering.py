@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from etlcli.core.edit import encode
@@ -84,6 +83,8 @@ def _meter(spec: CustomSpec, now: float, before: Mapping[str, State] | None, log
 
 
 def _digest(spec: CustomSpec) -> str:
+    from hashlib import blake2b
+
     return blake2b(encode(spec.values() | {"help": None}), digest_size=8).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """`dedupe-cache`: one record a key, in this run or, with a cache file, in all runs.
 
-`prepare` makes a key text for each record; `apply` asks the store for a batch's distinct keys at once, so that nearly
-all of the work is done by sets. Keys that outgrow the memory go to a table on disk, and so do the records that
+`prepare` makes the keys of a batch, each once; `apply` asks the store for all of them at once, so that nearly all of the
+work is done by sets. Keys that outgrow the memory go to a table on disk, and so do the records that
 --keep last must hold: all of them one after another in a spill file, with a byte each in memory that says whether the
 record is still the last of its key.
 
@@ -29,7 +29,7 @@ import msgspec
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.explain import told
-from etlcli.core.fields import MISSING, Path, parse_path, pointer
+from etlcli.core.fields import MISSING, Path, kinds_of, labels_of, parse_path, pointer
 from etlcli.core.files import Output, Run, Spill
 from etlcli.core.keys import Key, keys_of, texts_of, texts_of_records
 from etlcli.core.stage import Context, Prepared, Stage, State
@@ -107,6 +107,8 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         by_text = params.max_entries or ctx.trial
         self._keys_of: Callable[[list[list[Any]]], Sequence[Key]] = texts_of if by_text else keys_of
         self._last = _Last(ctx) if params.keep == "last" else None
+        # Not where each use of a key counts, or the place of each record.
+        self._asks_once = not (params.max_entries or self._last)
         self._journal = _Journal(ctx) if ctx.files.keeps and not self._last else None
         self._dupes: Output | None = None
         if state:
@@ -116,18 +118,32 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         return self._paths
 
     def prepare(self, batch: Batch) -> Prepared:
-        if not self._paths:
-            return Prepared(batch, extra=texts_of_records(batch))
         columns = batch.columns(self._paths)
         rejects: list[Reject] = []
-        if any(MISSING in column for column in columns):
+        if any(type(MISSING) in kinds_of(column) and MISSING in column for column in columns):
             rejects = list(self._lacking(batch, columns))
             batch = batch.without({reject.index for reject in rejects if reject.index is not None})
             columns = batch.columns(self._paths)
-        return Prepared(batch, rejects, extra=self._keys_of(columns))
+        places = self._firsts(batch, columns)
+        if len(places) < batch.count:
+            columns = [list(map(column.__getitem__, places)) for column in columns]
+        keys = self._keys_of(columns) if columns else texts_of_records(batch)
+        return Prepared(batch, rejects, extra=(keys, places))
+
+    def _firsts(self, batch: Batch, columns: Sequence[list[Any]]) -> Sequence[int]:
+        """The places of the records whose keys are to be asked about: not of those that come a second time in the batch, as
+        far as that is easily seen."""
+        everything = range(batch.count)
+        if not columns or not self._asks_once or (labels := labels_of(columns)) is None:
+            return everything
+        seen = set(labels)
+        if len(seen) == batch.count:
+            return everything
+        seen.clear()
+        return [place for place, label in enumerate(labels) if label not in seen and not seen.add(label)]  # type: ignore[func-returns-value]
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
-        batch, keys = prepared.batch, prepared.extra
+        batch, (keys, places) = prepared.batch, prepared.extra
         if not batch.count:
             return
         self._open_dupes()
@@ -139,8 +155,10 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         if len(new) == batch.count:
             yield batch
             return
+        new = list(map(places.__getitem__, new))
         self._drop(batch.without(set(new)) if self._dupes else None, batch.count - len(new))
-        yield batch.take(new)
+        if new:
+            yield batch.take(new)
 
     def finish(self) -> Iterable[Batch]:
         self._open_dupes()
@@ -176,7 +194,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
     def _resume(self, state: State) -> None:
         if self._last:
             for run in state["runs"]:
-                self._last.restore(Run(*run), lambda batch: list(self.prepare(batch).extra))
+                self._last.restore(Run(*run), lambda batch: self.prepare(batch).extra[0])
         if self._journal:
             store = self._store = self._open_store()
             for seen, keys in self._journal.restored(state["journal"]):
@@ -317,7 +335,7 @@ class _Last:
         self._spill: Spill | None = None
         self._runs: list[Run] = []
 
-    def add(self, keys: list[Key], lines: list[bytes]) -> None:
+    def add(self, keys: Sequence[Key], lines: list[bytes]) -> None:
         self._place(keys)
         self._lines += lines
         self._size += sum(map(len, lines)) + _OVERHEAD * len(lines)
@@ -337,13 +355,13 @@ class _Last:
             self._write_run()
         return self._runs
 
-    def restore(self, run: Run, keys_of: Callable[[Batch], list[Key]]) -> None:
+    def restore(self, run: Run, keys_of: Callable[[Batch], Sequence[Key]]) -> None:
         self._spill = self._spill or self._ctx.files.spill()
         self._runs.append(run)
         for chunk in self._spill.read_run(run, _BLOCK):
             self._place(keys_of(Batch.of_chunk(chunk)))
 
-    def _place(self, keys: list[Key]) -> None:
+    def _place(self, keys: Sequence[Key]) -> None:
         start = len(self._is_last)
         here = dict(zip(keys, range(start, start + len(keys)), strict=True))
         is_last = self._is_last

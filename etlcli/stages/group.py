@@ -21,7 +21,7 @@ from etlcli.core.aggregates import NUMBERS, parse_call
 from etlcli.core.batch import Batch, Rows, chunk_of, lines_of
 from etlcli.core.exact import is_countable
 from etlcli.core.explain import told
-from etlcli.core.fields import MISSING, Path, parse_path, pointer
+from etlcli.core.fields import MISSING, Path, labels_of, parse_path, pointer
 from etlcli.core.files import Run, Spill
 from etlcli.core.groups import (
     ROW_OVERHEAD,
@@ -29,7 +29,6 @@ from etlcli.core.groups import (
     Heads,
     Part,
     Table,
-    labels_of,
     nested,
     open_array,
     piles_of,

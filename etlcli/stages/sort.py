@@ -11,7 +11,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
 from typing import Any
 
 from etlcli.core import params
@@ -120,11 +119,13 @@ checkpoint needs the runs."""
         if self._piles:
             yield from self._joined(self._piles)
             return
-        for lines in _parts(self._merged()):
-            kept = lines[: max(0, self.params.top - self._emitted)] if self.params.top else lines
-            self.ctx.discard("beyond_top", len(lines) - len(kept))
-            self._emitted += len(kept)
-            yield Batch.of_whole(kept)
+        for batch in _batches(self._merged()):
+            if self.params.top:
+                count = max(0, min(batch.count, self.params.top - self._emitted))
+                self.ctx.discard("beyond_top", batch.count - count)
+                self._emitted += count
+                batch = batch.take(range(count))
+            yield batch
 
     def explain(self, record: Batch) -> list[str]:
         depends = "its place"
@@ -217,7 +218,7 @@ checkpoint needs the runs."""
             return
         self._spill = self._spill or self._spill_file()
         self._spilled += self._kept.count
-        self._runs.append(self._spill.write_run(map(b"".join, _parts(self._taken()))))
+        self._runs.append(self._spill.write_run(batch.chunk for batch in _batches(self._taken())))
 
     def _spill_file(self, name: str = "") -> Spill:
         return self.ctx.files.spill(self.params.temp_dir, name)
@@ -239,12 +240,13 @@ checkpoint needs the runs."""
         self._kept.add(_pick(keys, kept), lines, sum(map(len, lines)))
         return self._kept.size <= self._limit // 2
 
-    def _taken(self) -> Iterator[bytes]:
+    def _taken(self) -> Iterator[list[bytes]]:
         """The lines in memory, in order. The memory is free when they are used up."""
         kept, self._kept = self._kept, self._nothing()
         if kept.piles is None:
-            return iter(self._sorted(kept.keys, kept.lines))
-        return chain.from_iterable(lines for _, lines in kept.by_key())
+            yield self._sorted(kept.keys, kept.lines)
+        else:
+            yield from (lines for _, lines in kept.by_key())
 
     def _sorted(self, keys: list[bytes], lines: list[bytes], before: bytes | None = None) -> list[bytes]:
         return _pick(lines, self._order(keys, before)) if self.params.unique else sorted_by(keys, lines)
@@ -264,7 +266,7 @@ checkpoint needs the runs."""
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
-    def _merged(self) -> Iterator[bytes]:
+    def _merged(self) -> Iterator[list[bytes]]:
         """All lines, in order."""
         if self._spill is None:
             return self._taken()
@@ -295,9 +297,9 @@ checkpoint needs the runs."""
 
     def _merge_to_run(self, runs: Sequence[Run]) -> Run:
         assert self._spill is not None
-        return self._spill.write_run(map(b"".join, _parts(self._merge(runs))))
+        return self._spill.write_run(batch.chunk for batch in _batches(self._merge(runs)))
 
-    def _merge(self, runs: Sequence[Run]) -> Iterator[bytes]:
+    def _merge(self, runs: Sequence[Run]) -> Iterator[list[bytes]]:
         """The lines of sorted runs, sorted; the earlier run first among equal keys."""
         share = share_of(self._merge_bytes(), runs)
         loaded = [_Loaded(self._blocks(run, share)) for run in runs]
@@ -313,7 +315,7 @@ checkpoint needs the runs."""
                 cut = (bisect_left if behind else bisect_right)(block.keys, bound)
                 block.move(cut, keys, lines)
                 behind = behind or block is ending
-            yield from self._sorted(keys, lines, last)
+            yield self._sorted(keys, lines, last)
             last = bound
 
     def _blocks(self, run: Run, size: int) -> Iterator[Block]:
@@ -411,9 +413,22 @@ def _piles_of(key: bytes, lines: list[bytes]) -> Iterator[Pile]:
         yield Pile(key.hex().encode(), len(part), b"".join(part))
 
 
-def _parts(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
-    """A few at a time: about a parcel, if they are as long as the ones before."""
+def _batches(blocks: Iterable[list[bytes]]) -> Iterator[Batch]:
+    """All lines of the blocks, a few at a time: about a parcel, if they are as long as the ones before."""
     count = _FIRST
-    while part := list(islice(lines, count)):
-        yield part
-        count = max(1, min(_OUT, count * _PARCEL // sum(map(len, part))))
+    held: list[bytes] = []
+    for block in blocks:
+        held = [*held, *block] if held else block
+        start = 0
+        while len(held) - start >= count:
+            batch = _batch(held[start : start + count])
+            yield batch
+            start += count
+            count = max(1, min(_OUT, count * _PARCEL // batch.size))
+        held = held[start:]
+    if held:
+        yield _batch(held)
+
+
+def _batch(lines: list[bytes]) -> Batch:
+    return Batch(len(lines), whole=lines, chunk=b"".join(lines))
