@@ -197,6 +197,17 @@ def test_P3_killed_after_any_checkpoint(nightly: Nightly) -> None:
     nightly.check(stderr)
 
 
+def test_killed_before_its_first_checkpoint(nightly: Nightly) -> None:
+    """Nobody knows that run, so it must have left nothing."""
+    process = nightly.start(ETL_TEST_DIE="1 early")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, stderr
+    process = nightly.start()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    nightly.check(stderr)
+
+
 def test_P3_killed_between_the_transaction_and_the_checkpoint(nightly: Nightly, request: pytest.FixtureRequest) -> None:
     """The table is ahead of the manifest then."""
     generator = random.Random(3)

@@ -26,7 +26,7 @@ from select import POLLIN, poll
 from struct import Struct
 from typing import Any, NamedTuple, NoReturn
 
-from etlcli.core.stage import PART, Source
+from etlcli.core.stage import Source
 from etlcli.engine.head import Head, Result, Worked
 from etlcli.errors import EtlError, TryLaterError
 from etlcli.io.inputs import grow_pipe
@@ -38,8 +38,7 @@ _FAR = 8
 """Windows that the input may be drawn beyond a part that is not done."""
 _SMALL = 4096
 """Bytes of a message that fits into a pipe even if nobody reads it yet."""
-_SLOT = 2 * PART
-"""A part, and room for what it has become."""
+_SLOT = 2 << 20
 _TRIES = 2
 _STARTS = 3
 _ALIVE = b"+"
