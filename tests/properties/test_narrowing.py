@@ -1,0 +1,96 @@
+"""What a projection has learned of earlier records changes nothing that later ones say: values, their types, and what is no
+record, against decoding line by line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etlcli.core import fields
+from etlcli.core.batch import Batch, Span, decode_record
+from etlcli.core.fields import MISSING, Path, Projection, kinds_of, labels_of, walk
+from etlcli.core.intake import parse
+from etlcli.core.ordering import KeyMaker
+
+PATHS: tuple[Path, ...] = (("a",), ("b",), ("c", "d"), ("e",))
+TOKENS = ["1", "0", "-0", "1.0", "1e2", "1.10", "123456789012345678901234567890", "1" * 5000, "1e400", '"1"', '"\\u00e9"', '""',
+          "true", "false", "null", "[]", '[1, "x"]', '{"d": 1}', '{"d": 0.1}']  # fmt: skip
+FEW = st.sampled_from(["1", "2", '"x"', "null"])
+
+
+@pytest.fixture(autouse=True)
+def learning_from_few() -> Iterator[None]:
+    with mock.patch.object(fields, "_ENOUGH", 2):
+        yield
+
+
+def line(members: dict[str, str]) -> bytes:
+    return ("{" + ", ".join(f"{json.dumps(name)}: {token}" for name, token in members.items()) + "}").encode()
+
+
+def lines(tokens: st.SearchStrategy[str]) -> st.SearchStrategy[list[bytes]]:
+    return st.lists(st.dictionaries(st.sampled_from("abcez"), tokens).map(line), max_size=6)
+
+
+# Mostly alike, then something else, then alike again.
+chunks = st.lists(lines(FEW) | lines(st.sampled_from(TOKENS)), max_size=8)
+
+
+def same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and repr(one) == repr(other)
+
+
+@settings(deadline=None)
+@given(chunks)
+def test_columns_and_rows(chunks: list[list[bytes]]) -> None:
+    project = Projection(PATHS)
+    for lines in chunks:
+        chunk = b"".join(line + b"\n" for line in lines)
+        batch, rejects, blank = parse(chunk, Span("in", 1, 0, chunk), project)
+        assert (batch.lines, rejects, blank) == (lines, [], 0)
+        rows = batch.rows(PATHS)
+        for path, column in zip(PATHS, batch.columns(PATHS), strict=True):
+            expected = [walk(decode_record(line), path) for line in lines]
+            assert all(map(same, column, expected)), path
+            assert all(map(same, map(rows.getter(path), rows.items), expected)), path
+            for kinds in (kinds_of(column), rows.kinds(path)):
+                assert kinds >= set(map(type, expected))
+
+
+@settings(deadline=None)
+@given(chunks, st.sampled_from([b"[1]", b"1", b"nul", b'{"a":1}{"a":2}', b'{"a":1', b"", b'{"a":\xff}']))
+def test_bad_lines_are_bad_whatever_was_learned(chunks: list[list[bytes]], bad: bytes) -> None:
+    project = Projection(PATHS)
+    for lines in chunks:
+        chunk = b"".join(line + b"\n" for line in [*lines, bad])
+        batch, rejects, blank = parse(chunk, Span("in", 1, 0, chunk), project)
+        assert batch.lines == lines
+        assert len(rejects) + blank == 1
+        assert all(reject.raw == bad for reject in rejects)
+
+
+@given(st.lists(st.lists(st.sampled_from([*TOKENS, "missing"]), min_size=2, max_size=2), max_size=8))
+def test_labels_are_equal_where_keys_are(tokens: list[list[str]]) -> None:
+    rows = [[MISSING if token == "missing" else decode_record(b'{"v":%b}' % token.encode())["v"] for token in row]
+            for row in tokens]  # fmt: skip
+    both = [list(column) for column in zip(*rows, strict=True)] or [[], []]
+    for columns in (both, both[:1]):
+        labels = labels_of(columns)
+        if labels is None:
+            continue
+        keys = KeyMaker([False] * len(columns)).keys(columns)
+        assert [labels.index(label) for label in labels] == [keys.index(key) for key in keys]
+
+
+def test_what_is_given_to_another_process_has_rows_too() -> None:
+    batch = Batch.of_lines([b'{"a":1,"b":"x"}', b'{"b":null}']).columns_only((("a",), ("b",)))
+    rows = batch.rows((("b",), ("a",)))
+    assert [[rows.getter((name,))(item) for name in "ab"] for item in rows.items] == [[1, "x"], [MISSING, None]]
+    assert rows.kinds(("a",)) == {int, type(MISSING)}
+    assert list(batch.rows(()).items) == [0, 1]
