@@ -21,6 +21,7 @@ from etlcli.core.ordering import KeyMaker
 PATHS: tuple[Path, ...] = (("a",), ("b",), ("c", "d"), ("e",))
 TOKENS = ["1", "0", "-0", "1.0", "1e2", "1.10", "123456789012345678901234567890", "1" * 5000, "1e400", '"1"', '"\\u00e9"', '""',
           "true", "false", "null", "[]", '[1, "x"]', '{"d": 1}', '{"d": 0.1}']  # fmt: skip
+PLAIN = ["1", "0", "-0", "1.0", "2e0", '"1"', "true", "null", "missing"]
 FEW = st.sampled_from(["1", "2", '"x"', "null"])
 
 
@@ -75,7 +76,11 @@ def test_bad_lines_are_bad_whatever_was_learned(chunks: list[list[bytes]], bad: 
         assert all(reject.raw == bad for reject in rejects)
 
 
-@given(st.lists(st.lists(st.sampled_from([*TOKENS, "missing"]), min_size=2, max_size=2), max_size=8))
+@given(
+    st.lists(
+        st.lists(st.sampled_from(PLAIN) | st.sampled_from([*TOKENS, "missing"]), min_size=2, max_size=2), max_size=8
+    )
+)
 def test_labels_are_equal_where_keys_are(tokens: list[list[str]]) -> None:
     rows = [[MISSING if token == "missing" else decode_record(b'{"v":%b}' % token.encode())["v"] for token in row]
             for row in tokens]  # fmt: skip
