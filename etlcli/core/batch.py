@@ -219,11 +219,11 @@ class Reject:
 
 
 class Rows(NamedTuple):
-    """`items` are the records, `getter` gives what takes the value of a path out of one (MISSING where there is none), and
-    `kinds` the types that these values may have."""
+    """`items` are the records, `getter` gives what takes the value of a path out of one (MISSING where there is none; of
+    several paths, a tuple), and `kinds` the types that these values may have."""
 
     items: Sequence[Any]
-    getter: Callable[[Path], Callable[[Any], Any]]
+    getter: Callable[..., Callable[[Any], Any]]
     kinds: Callable[[Path], Kinds]
 
 
@@ -365,7 +365,9 @@ class Batch:
         made a column first."""
         if all(path in self._given for path in paths):
             items = list(zip(*self.columns(paths), strict=True)) if paths else range(self.count)
-            return Rows(items, lambda path: itemgetter(paths.index(path)), lambda path: kinds_of(self._given[path]))
+            return Rows(
+                items, lambda *some: itemgetter(*map(paths.index, some)), lambda path: kinds_of(self._given[path])
+            )
         self._decode(paths)
         assert self._projection is not None and self._structs is not None
         kinds = self._projection.kinds
@@ -505,6 +507,11 @@ class Batch:
         if self._span is None:
             return None
         return self._span.origin(self.row(index))
+
+    def forget_places(self) -> None:
+        """Nobody will ask where they were read, so what tells that need not go along to another process."""
+        if self._span is not None:
+            self._span.raw = b""
 
     def reject(self, index: int, code: str, errors: Errors | Callable[[], Errors]) -> Reject:
         origin = None if self._span is None else (self._span, self.row(index))

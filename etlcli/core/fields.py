@@ -8,7 +8,7 @@ as `MISSING`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from copy import copy
 from decimal import MAX_EMAX, Decimal, InvalidOperation
@@ -91,14 +91,10 @@ def kinds_of(values: Sequence[Any]) -> frozenset[type]:
     return values.kinds if isinstance(values, Column) else frozenset(map(type, values))
 
 
-def labels_of(columns: Sequence[list[Any]]) -> Sequence[Hashable] | None:
-    """Something a record that is equal, and can be looked up, where the values in all of the columns are equal: null is
-    missing, 1 is 1.0 and not true. None where Python finds other values equal."""
-    for column in columns:
-        kinds = kinds_of(column)
-        if not kinds <= _LOOKED_UP or kinds >= _NULLS:
-            return None
-    return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+def are_labels(kinds: Iterable[Kinds]) -> bool:
+    """Whether values of these types, of a field each, can be looked up in place of their keys, which say that null is
+    missing and 1 is 1.0, but not true: Python finds the same ones equal."""
+    return all(each <= _LOOKED_UP and not each >= _NULLS for each in kinds)
 
 
 class Derived(NamedTuple):
@@ -211,12 +207,18 @@ class Projection:
         """The values of one of the projection's paths, a record each; MISSING where there is none."""
         return Column(map(self.getter(path), structs), self.kinds.get(path))
 
-    def getter(self, path: Path) -> Callable[[Any], Any]:
-        """What gives a decoded record's value of a path."""
+    def getter(self, *paths: Path) -> Callable[[Any], Any]:
+        """What gives a decoded record's value of a path; of several, a tuple of their values."""
+        if self._struct is not None and all(len(path) == 1 for path in paths):
+            return attrgetter(*map(self._attributes.__getitem__, paths))
+        getters = list(map(self._walker, paths))
+        return getters[0] if len(paths) == 1 else lambda record: tuple(getter(record) for getter in getters)
+
+    def _walker(self, path: Path) -> Callable[[Any], Any]:
         if self._struct is None:
             return partial(walk, path=path)
         top = attrgetter(self._attributes[path])
-        return top if len(path) == 1 else lambda struct: walk(top(struct), path[1:])
+        return lambda struct: walk(top(struct), path[1:])
 
 
 def projected_struct(

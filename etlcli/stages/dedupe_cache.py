@@ -22,14 +22,14 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import compress
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.explain import told
-from etlcli.core.fields import MISSING, Path, kinds_of, labels_of, parse_path, pointer
+from etlcli.core.fields import MISSING, Path, are_labels, kinds_of, parse_path, pointer
 from etlcli.core.files import Output, Run, Spill
 from etlcli.core.keys import Key, keys_of, texts_of, texts_of_records
 from etlcli.core.stage import Context, Prepared, Stage, State
@@ -39,6 +39,7 @@ from etlcli.state.store import RecentStore, Store
 if TYPE_CHECKING:
     from etlcli.state.sqlite import CacheFile
 
+T = TypeVar("T")
 # What a record that is held costs beside its bytes: the line's header and list slot.
 _OVERHEAD = 64
 _OUT = 4096
@@ -105,7 +106,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         self._store: Store[Any] | None = None
         # A store that forgets keys, and a look into a cache file, know them by their text.
         by_text = params.max_entries or ctx.trial
-        self._keys_of: Callable[[list[list[Any]]], Sequence[Key]] = texts_of if by_text else keys_of
+        self._keys_of: Callable[[list[list[Any]]], list[Any]] = texts_of if by_text else keys_of
         self._last = _Last(ctx) if params.keep == "last" else None
         # Not where each use of a key counts, or the place of each record.
         self._asks_once = not (params.max_entries or self._last)
@@ -124,23 +125,16 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             rejects = list(self._lacking(batch, columns))
             batch = batch.without({reject.index for reject in rejects if reject.index is not None})
             columns = batch.columns(self._paths)
-        places = self._firsts(batch, columns)
-        if len(places) < batch.count:
-            columns = [list(map(column.__getitem__, places)) for column in columns]
-        keys = self._keys_of(columns) if columns else texts_of_records(batch)
+        places: Sequence[int] = range(batch.count)
+        if self._asks_once and columns and are_labels(map(kinds_of, columns)):  # then not all keys need be made
+            places = _firsts(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)))
+            keys = self._keys_of([_picked(column, places) for column in columns])
+        else:
+            keys = self._keys_of(columns) if columns else texts_of_records(batch)
+            if self._asks_once:
+                places = _firsts(keys)
+                keys = _picked(keys, places)
         return Prepared(batch, rejects, extra=(keys, places))
-
-    def _firsts(self, batch: Batch, columns: Sequence[list[Any]]) -> Sequence[int]:
-        """The places of the records whose keys are to be asked about: not of those that come a second time in the batch, as
-        far as that is easily seen."""
-        everything = range(batch.count)
-        if not columns or not self._asks_once or (labels := labels_of(columns)) is None:
-            return everything
-        seen = set(labels)
-        if len(seen) == batch.count:
-            return everything
-        seen.clear()
-        return [place for place, label in enumerate(labels) if label not in seen and not seen.add(label)]  # type: ignore[func-returns-value]
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         batch, (keys, places) = prepared.batch, prepared.extra
@@ -212,7 +206,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
                 yield batch.reject(index, "missing_field", errors)
 
     def _new(self, keys: list[Any]) -> Sequence[int]:
-        """The places of the records that pass."""
+        """The places of the keys that were not there, of different ones if it `asks_once`."""
         store = self._store = self._store or self._open_store()
         if self.ctx.trial:
             store.put(self._cached(keys))
@@ -225,17 +219,14 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         if self.params.ttl is None:
             new = store.unknown(keys)
         else:
-            distinct = set(keys)
-            new = distinct.difference(key for key, held in store.get(distinct).items() if is_fresh(held))
-        if not new:
-            return ()
-        if self._journal:
-            self._journal.add(now, new)
-        store.put(dict.fromkeys(new, value))
-        if len(new) == len(keys):
-            return range(len(keys))
-        first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
-        return sorted(map(first.__getitem__, new))
+            fresh = {key for key, held in store.get(keys).items() if is_fresh(held)}
+            new = [place for place, key in enumerate(keys) if key not in fresh]
+        if new:
+            added = _picked(keys, new)
+            if self._journal:
+                self._journal.add(now, added)
+            store.put(dict.fromkeys(added, value))
+        return new
 
     def explain(self, record: Batch) -> list[str]:
         (key,) = texts_of(record.columns(self._paths)) if self._paths else texts_of_records(record)
@@ -288,6 +279,24 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         self.ctx.discard("duplicate", count)
         if self._dupes and duplicates:
             self._dupes.write(duplicates.chunk)
+
+
+def _firsts(labels: list[Any]) -> Sequence[int]:
+    """The places of the first of each."""
+    seen = set(labels)
+    if len(seen) == len(labels):
+        return range(len(labels))
+    firsts = []
+    for place, label in enumerate(labels):
+        if label in seen:
+            seen.remove(label)
+            firsts.append(place)
+    return firsts
+
+
+def _picked(items: list[T], places: Sequence[int]) -> list[T]:
+    """Those at some places, in order and each once."""
+    return items if len(places) == len(items) else list(map(items.__getitem__, places))
 
 
 def _since(held: Any) -> str:

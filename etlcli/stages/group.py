@@ -21,7 +21,7 @@ from etlcli.core.aggregates import NUMBERS, parse_call
 from etlcli.core.batch import Batch, Rows, chunk_of, lines_of
 from etlcli.core.exact import is_countable
 from etlcli.core.explain import told
-from etlcli.core.fields import MISSING, Path, labels_of, parse_path, pointer
+from etlcli.core.fields import MISSING, Path, are_labels, parse_path, pointer
 from etlcli.core.files import Run, Spill
 from etlcli.core.groups import (
     ROW_OVERHEAD,
@@ -254,12 +254,12 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
 
     def _piles(self, batch: Batch, rows: Rows) -> Sequence[Sequence[Any]]:
         """The rows of each group."""
-        columns = batch.columns(self._by)
+        if self._by and not self._neighbours and are_labels(map(rows.kinds, self._by)):
+            return piles_of(map(rows.getter(*self._by), rows.items), rows.items)
+        keys = self._keys(batch.columns(self._by), batch.count)
         if self._neighbours:
-            return [rows.items[start:end] for start, end in runs_of(self._keys(columns, batch.count))]
-        if not columns:
-            return [rows.items] if rows.items else []
-        return piles_of(labels_of(columns) or self._keys(columns, batch.count), rows.items)
+            return [rows.items[start:end] for start, end in runs_of(keys)]
+        return piles_of(keys, rows.items)
 
     # -- summaries ----------------------------------------------------------------------------------------------------
 

@@ -52,10 +52,14 @@ class Store(Generic[K]):
             found.update(self._in_table(self._table, set(keys).difference(found)))
         return found
 
-    def unknown(self, keys: Iterable[K]) -> set[K]:
-        """Those of the keys that it does not have."""
-        found = set(keys).difference(self._newest)
-        return found.difference(self._in_table(self._table, found)) if self._table is not None and found else found
+    def unknown(self, keys: Sequence[K]) -> list[int]:
+        """The places of those keys that it does not have."""
+        newest = self._newest
+        places = [place for place, key in enumerate(keys) if key not in newest]
+        if self._table is None or not places:
+            return places
+        stored = self._in_table(self._table, [keys[place] for place in places])
+        return [place for place in places if keys[place] not in stored]
 
     @staticmethod
     def _in_table(table: Table, keys: Collection[K]) -> dict[K, Any]:

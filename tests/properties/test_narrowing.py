@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 from unittest import mock
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from etlcli.core import fields
 from etlcli.core.batch import Batch, Span, decode_record
-from etlcli.core.fields import MISSING, Path, Projection, kinds_of, labels_of, walk
+from etlcli.core.fields import MISSING, Path, Projection, are_labels, kinds_of, walk
 from etlcli.core.intake import parse
 from etlcli.core.ordering import KeyMaker
 
@@ -60,6 +61,7 @@ def test_columns_and_rows(chunks: list[list[bytes]]) -> None:
             expected = [walk(decode_record(line), path) for line in lines]
             assert all(map(same, column, expected)), path
             assert all(map(same, map(rows.getter(path), rows.items), expected)), path
+            assert all(map(same, map(itemgetter(1), map(rows.getter(PATHS[0], path), rows.items)), expected)), path
             for kinds in (kinds_of(column), rows.kinds(path)):
                 assert kinds >= set(map(type, expected))
 
@@ -86,9 +88,9 @@ def test_labels_are_equal_where_keys_are(tokens: list[list[str]]) -> None:
             for row in tokens]  # fmt: skip
     both = [list(column) for column in zip(*rows, strict=True)] or [[], []]
     for columns in (both, both[:1]):
-        labels = labels_of(columns)
-        if labels is None:
+        if not are_labels(map(kinds_of, columns)):
             continue
+        labels = list(zip(*columns, strict=True))
         keys = KeyMaker([False] * len(columns)).keys(columns)
         assert [labels.index(label) for label in labels] == [keys.index(key) for key in keys]
 
