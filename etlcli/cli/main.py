@@ -45,7 +45,10 @@ EXIT_CODES = {
 }
 
 _KEPT = 16 << 20
-_ANCHORED, _ARENA, _SMALL = 4 << 20, 256 << 10, 448
+_ANCHORED, _ANCHOR = 4 << 20, 448
+"""Bytes of small objects, and of one of them, which is about a record."""
+_EVERY = 128 << 10
+"""Arenas have 256 KiB or more."""
 _anchors: list[bytes] = []
 
 
@@ -92,7 +95,7 @@ def main(marker: str | None = None) -> NoReturn:
     # keeps up to twice the largest block it was ever given back (mallopt(3), M_MMAP_THRESHOLD); Python gives back an arena
     # of small objects when it is empty, so there is one object in each (Objects/obmalloc.c).
     bytes(_KEPT)
-    _anchors[:] = [bytes(_SMALL) for _ in range(_ANCHORED // _SMALL)][:: _ARENA // 2 // _SMALL]
+    _anchors[:] = [bytes(_ANCHOR) for _ in range(_ANCHORED // _ANCHOR)][:: _EVERY // _ANCHOR]
     _install_signals()
     try:
         code = _run()

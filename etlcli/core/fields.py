@@ -117,8 +117,8 @@ class Projection:
 
     Skipped values are checked for syntax by the decoder but never built. `decoded` takes many lines and keeps integers
     beyond 64 bits exact; what it refuses (a number no double can hold, an integer of thousands of digits) `decode_exact`
-    takes as a Decimal. A stage that looks at more of each record than these fields may have a decoder of
-    its own, which gives them, too (`by`); what that refuses is for the `plain` one.
+    takes as a Decimal. A stage that looks at more of each record than these fields may have a decoder of its own, which
+    gives them, too (`by`); what that refuses is for the `plain` one.
 
     Fields are mostly of one type all along. Once some records have been seen, others are decoded by a narrowed projection,
     which takes only the types there were: what fits has them, so that nobody needs to look at the values (`kinds`).

@@ -87,7 +87,7 @@ class ExtentReader:
         if start is None or start >= extent.end:
             return Lines(b"", extent.end)
         end = self._line_behind(extent, extent.end, min(extent.end + max_line + 1, extent.limit))
-        if end:
+        if end is not None:
             return Lines(self._bytes(extent, start, end), start)
         data = self._bytes(extent, start, min(extent.end + max_line + 1, extent.limit))
         line = data.rfind(b"\n") + 1

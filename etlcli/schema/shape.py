@@ -38,7 +38,7 @@ _KINDS = ("null", "boolean", "integer", "number", "string", "array", "object")
 _EXACT = 1 << 53
 # Characters that stand for themselves in every dialect of regular expressions.
 _LITERAL_PATTERN = re.compile(r"\^([A-Za-z0-9 _:/-]*)\$")
-_KNOWN_STRINGS = 20_000
+_KNOWN = 20_000
 _MAX_NODES = 5_000
 
 # The types are made at run time, which a type checker need not follow.
@@ -139,15 +139,19 @@ class _StringCheck:
         self._is_valid = engine.is_valid
         self._hashable = hashable
         self._known: set[Any] = set()
+        """Valid strings, and what is none."""
 
     def bad(self, rows: Sequence[Any]) -> set[str]:
         """Those that are not valid."""
+        known = self._known
+        if self._hashable and known.issuperset(self._values(rows)):
+            return set()
         values = self._values(rows)
         distinct = set(values) if self._hashable else {value for value in values if type(value) is str}
-        strings = [value for value in distinct.difference(self._known) if type(value) is str]
-        bad = {text for text in strings if not self._is_valid(text)}
-        if not bad and len(self._known) + len(strings) <= _KNOWN_STRINGS:
-            self._known.update(text for text in strings if len(text) <= 64)
+        new = distinct.difference(known)
+        bad = {value for value in new if type(value) is str and not self._is_valid(value)}
+        if not bad and len(known) + len(new) <= _KNOWN:
+            known.update(value for value in new if type(value) is not str or len(value) <= 64)
         return bad
 
     def hits(self, row: Any, bad: set[str]) -> bool:
