@@ -65,6 +65,7 @@ def test_P7_imports_only_what_it_runs(command: str, tmp_path) -> None:
                    "prometheus_client", "tenacity", "sqlitedict", "stevedore", "xxhash", "backports", "msgspec", "click")}  # fmt: skip
     assert third_party <= allowed
     assert not (WATCHED & ours) - allowed
+    assert ("etlcli.core.expressions" in loaded) == (command in ("filter", "map", "validate"))
 
 
 def test_P7_help_lists_without_importing(tmp_path) -> None:

@@ -4,14 +4,16 @@ it differs from what it was."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from etlcli.core.batch import Batch
 from etlcli.core.edit import open_object, raw_at
-from etlcli.core.expressions import Expression
 from etlcli.core.fields import MISSING, Path, pointer
+
+if TYPE_CHECKING:
+    from etlcli.core.expressions import Expression  # not every stage that explains itself has one
 
 _MAX_SHOWN = 80
 _WORDS = {True: "true", False: "false", None: "unknown"}
