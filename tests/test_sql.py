@@ -165,9 +165,10 @@ class Nightly:
         }
         (directory / "recipe.yaml").write_text(json.dumps(recipe))
 
-    def start(self, **environ: str) -> subprocess.Popen[bytes]:
+    def start(self, stdin: int = subprocess.DEVNULL, **environ: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(SPLIT_ETL), "run", "recipe.yaml", "--stats", "--workers", "2"]
-        return subprocess.Popen(command, cwd=self.directory, env=environment(**environ), stderr=subprocess.PIPE)
+        env = environment(**environ)
+        return subprocess.Popen(command, cwd=self.directory, env=env, stdin=stdin, stderr=subprocess.PIPE)
 
     def check(self, stderr: bytes) -> None:
         expected = [record["id"] for record in RECORDS if record["k"] != 4 and record["id"] % 10 != 3]
@@ -194,6 +195,19 @@ def test_P3_killed_after_any_checkpoint(nightly: Nightly) -> None:
             break
         assert process.returncode == -signal.SIGKILL, stderr
         kill += 7
+    nightly.check(stderr)
+
+
+def test_who_waits_for_records_keeps_nobody_from_writing(nightly: Nightly) -> None:
+    recipe = json.loads((nightly.directory / "recipe.yaml").read_text())
+    recipe["source"]["with"]["paths"] = ["-"]
+    (nightly.directory / "recipe.yaml").write_text(json.dumps(recipe))
+    nightly.db("CREATE TABLE other (id INTEGER)")
+    process = nightly.start(stdin=subprocess.PIPE)
+    wait_for(lambda: any(nightly.directory.glob("state/checkpoint-*.json")))
+    nightly.db("INSERT INTO other VALUES (1)")
+    _, stderr = process.communicate((nightly.directory / "in.ndjson").read_bytes(), timeout=60)
+    assert process.returncode == 0, stderr
     nightly.check(stderr)
 
 

@@ -112,9 +112,11 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
         return [batch.reject(index, "sink_refused", [{"message": refused[index]}]) for index in sorted(refused)]
 
     def snapshot(self) -> State:
-        """Commits what was put in. Where the table is further than this run, its mark stays as it is. Before the first
-        record there is none: a run that dies before its first manifest would leave it for ever."""
-        if self._received and self._received >= self._before.received:
+        """Commits what was put in, with a mark. Before the first record there is no mark: it would stay for ever if the run
+        died before its first manifest. Where the table is further than this run, its mark stays as it is."""
+        if not self._received:
+            self._database.commit()  # or others would have to wait for a transaction that has nothing in it
+        elif self._received >= self._before.received:
             mark = _Mark(self._since, self._received, self._refused, self._digest.hex)
             with self.ctx.waiting("database"):
                 self._database.mark(self.ctx.run, self.ctx.step, mark)

@@ -38,6 +38,7 @@ from etlcli.core.fields import (
     exact_number,
     kinds_of,
     may_be_inexact,
+    picked,
     projection,
 )
 
@@ -361,8 +362,7 @@ class Batch:
         return list(map(self._column, paths))
 
     def rows(self, paths: tuple[Path, ...]) -> Rows:
-        """The records as objects that have the values of these paths: what is dealt out before it is looked at need not be
-        made a column first."""
+        """The records as objects that have the values of these paths, to be dealt out as a whole."""
         if all(path in self._given for path in paths):
             items = list(zip(*self.columns(paths), strict=True)) if paths else range(self.count)
             return Rows(
@@ -431,19 +431,16 @@ class Batch:
     def take(self, indices: Sequence[int]) -> Batch:
         """The named records in that order; an index may repeat."""
 
-        def pick(items: Sequence[Any]) -> list[Any]:
-            return list(map(items.__getitem__, indices))
-
         return Batch(
             len(indices),
-            whole=pick(self.whole),
+            whole=picked(self.whole, indices),
             span=self._span,
-            rows=list(indices) if self._rows is None else pick(self._rows),
-            structs=None if self._structs is None else pick(self._structs),
+            rows=list(indices) if self._rows is None else picked(self._rows, indices),
+            structs=None if self._structs is None else picked(self._structs, indices),
             projected=self._projection,
             exact=self._exact,
             kin=self._kin,
-            given={path: Column(pick(column)) for path, column in self._given.items()},
+            given={path: Column(picked(column, indices)) for path, column in self._given.items()},
         )
 
     def without(self, indices: Mapping[int, Any] | set[int]) -> Batch:
@@ -507,11 +504,6 @@ class Batch:
         if self._span is None:
             return None
         return self._span.origin(self.row(index))
-
-    def forget_places(self) -> None:
-        """Nobody will ask where they were read, so what tells that need not go along to another process."""
-        if self._span is not None:
-            self._span.raw = b""
 
     def reject(self, index: int, code: str, errors: Errors | Callable[[], Errors]) -> Reject:
         origin = None if self._span is None else (self._span, self.row(index))

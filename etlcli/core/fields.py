@@ -17,10 +17,11 @@ from itertools import chain
 from math import isinf
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, TypeVar, Union
 
 import msgspec
 
+T = TypeVar("T")
 Path = tuple[str, ...]
 Kinds = AbstractSet[type]
 Decode = Callable[[bytes], Any]
@@ -34,11 +35,14 @@ _LONG = b"0" * _SAFE_LENGTH
 _EXPONENT = re.compile(rb"[eE][-+]?[0-9]")
 # Types that say all of a value. Not float, which may not be what the record says; nor what has values inside.
 _NARROW: Kinds = frozenset({int, str, bool, type(None), type(MISSING)})
-_NULLS = {type(None), type(MISSING)}
-# Not bool, since True == 1. Not Decimal, which is rare.
-_LOOKED_UP = {int, float, str, *_NULLS}
+NULLS: Kinds = {type(None), type(MISSING)}
+LIKE_KEYS: Kinds = {int, float, str, *NULLS}
+"""Types of which Python finds those values equal that have equal keys, except that to keys null is missing. Not bool: to
+Python True is 1. Not Decimal: rare."""
 _ENOUGH = 64
 """Records that say something about others."""
+_PATIENCE = 16
+"""How often records may not fit what was learned of others."""
 _check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -92,9 +96,13 @@ def kinds_of(values: Sequence[Any]) -> frozenset[type]:
 
 
 def are_labels(kinds: Iterable[Kinds]) -> bool:
-    """Whether values of these types, of a field each, can be looked up in place of their keys, which say that null is
-    missing and 1 is 1.0, but not true: Python finds the same ones equal."""
-    return all(each <= _LOOKED_UP and not each >= _NULLS for each in kinds)
+    """Whether values of these types, of a field each, can be looked up in place of their keys."""
+    return all(each <= LIKE_KEYS and not each >= NULLS for each in kinds)
+
+
+def picked(items: Sequence[T], places: Sequence[int]) -> list[T]:
+    """The items at these places."""
+    return list(map(items.__getitem__, places))
 
 
 class Derived(NamedTuple):
@@ -130,6 +138,7 @@ class Projection:
         "_decode_exact",
         "_names",
         "_narrowed",
+        "_patience",
         "_seen",
         "_struct",
         "kinds",
@@ -150,26 +159,32 @@ class Projection:
         self._decode: Decode = msgspec.json.Decoder(kind).decode
         self._decode_exact: Decode = msgspec.json.Decoder(kind, float_hook=exact_number).decode
         self._narrowed: Projection | None = None
-        self._seen: dict[str, frozenset[type]] | None = {path[0]: frozenset() for path in paths if len(path) == 1}
+        narrowable = [path[0] for path in paths if len(path) == 1 and self._struct]
+        self._seen: dict[str, frozenset[type]] = dict.fromkeys(narrowable, frozenset())
         """By the names of fields that may be narrowed: the types there were."""
+        self._patience = _PATIENCE
 
     def decoded(self, lines: Iterable[bytes]) -> tuple[Projection, list[Any]]:
         """The records, a line each, and the narrowest projection that they fit, by which they were decoded. Raises
         msgspec.DecodeError if any line is not one JSON object, perhaps with white space around it."""
-        if self._narrowed:
+        narrowed = self._narrowed  # another thread may learn meanwhile
+        if narrowed:
             try:
-                return self._narrowed, list(map(self._narrowed._decode, lines))
+                return narrowed, list(map(narrowed._decode, lines))
             except msgspec.ValidationError:
-                pass
+                self._patience -= 1
+        if not self._patience:
+            self._seen, self._narrowed = {}, None
         structs = list(map(self._decode, lines))
-        if self._seen and self._struct and self is self.plain and len(structs) >= _ENOUGH:
-            self._learn(self._seen, structs)
+        if self._seen and len(structs) >= _ENOUGH:
+            self._learn(structs)
         return self, structs
 
-    def _learn(self, seen: dict[str, frozenset[type]], structs: list[Any]) -> None:
-        """From records that fit no narrower one. Each time some field has one more type, so this comes to an end."""
+    def _learn(self, structs: list[Any]) -> None:
+        """From records that fit no narrower projection."""
         seen = {
-            name: kinds.union(map(type, map(attrgetter(self._names[name]), structs))) for name, kinds in seen.items()
+            name: kinds.union(map(type, map(attrgetter(self._names[name]), structs)))
+            for name, kinds in self._seen.items()
         }
         self._seen = seen = {name: kinds for name, kinds in seen.items() if kinds <= _NARROW}
         there = {name: kinds for name, kinds in seen.items() if kinds - {type(MISSING)}}
@@ -179,7 +194,7 @@ class Projection:
 
     def _by(self, decode: Decode) -> Projection:
         other = copy(self)
-        other._decode, other.kinds, other._narrowed = decode, {}, None
+        other._decode, other.kinds, other._narrowed, other._seen = decode, {}, None, {}
         return other
 
     def by(self, decode: Decode, names: Mapping[str, str]) -> Projection | None:
@@ -192,7 +207,8 @@ class Projection:
         return other
 
     def decode_exact(self, line: bytes) -> Any:
-        """Only of a plain one. Raises msgspec.ValidationError for what is no object, msgspec.DecodeError for no JSON."""
+        """The record of a line, as the plain projection has it. Raises msgspec.ValidationError for what is no object,
+        msgspec.DecodeError for no JSON."""
         try:
             return self._decode_exact(line)
         except msgspec.ValidationError:

@@ -161,9 +161,13 @@ class Heads:
         struct = projected_struct(self._tops, kind=msgspec.Raw | msgspec.UnsetType)
         self._decode = struct and msgspec.json.Decoder(struct).decode_lines
 
-    def of(self, batch: Batch, columns: Sequence[list[Any]], rows: Callable[[], Sequence[int]]) -> list[bytes]:
-        """Of some of the batch's records: `columns` are the values of the by fields in them, and `rows` tells which they
-        are, where that matters."""
+    def of(
+        self, batch: Batch, count: int, columns: Sequence[list[Any]], rows: Callable[[], Sequence[int]]
+    ) -> list[bytes]:
+        """Of so many of the batch's records: `columns` are the values of the by fields in them. `rows` is asked which they
+        are where those can be spelled in several ways."""
+        if not self._paths:
+            return [b"[]"] * count
         if all(_has_one_spelling(column, batch) for column in columns):
             return list(map(encode, zip(*columns, strict=True)))
         raws = self._raws(batch.take(rows()))

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from etlcli.core.fields import MISSING, Kinds, exact_number, kinds_of
+from etlcli.core.fields import LIKE_KEYS, MISSING, Kinds, exact_number, kinds_of, picked
 
 T = TypeVar("T")
 _INVERT = bytes(range(255, -1, -1))
@@ -55,7 +55,7 @@ class KeyMaker:
         if self._numeric:
             columns = [list(map(as_number, column)) for column in columns]
         kinds = [kinds_of(column) for column in columns]
-        plain = all(kind <= _MEMOABLE for kind in kinds)
+        plain = all(kind <= LIKE_KEYS for kind in kinds)
         if plain and not self.unique:
             before = len(self._memo)
             keys = list(map(self._memo.__getitem__, zip(*columns, strict=True)))
@@ -91,10 +91,6 @@ class _Memo(dict[Any, bytes]):
         value: bytes = self._make(key)
         self[key] = value
         return value
-
-
-# Not bool: True and 1 are the same dictionary key. Not Decimal: rare.
-_MEMOABLE = {int, float, str, type(None), type(MISSING)}
 
 
 def encode(value: Any) -> bytes:
@@ -175,7 +171,7 @@ def sorted_by(keys: list[bytes], items: Sequence[T]) -> list[T]:
     """The items in the stable order of their keys, smallest first."""
     distinct = set(keys)
     if len(distinct) * 4 > len(keys):
-        return list(map(items.__getitem__, sorted(range(len(keys)), key=keys.__getitem__)))
+        return picked(items, sorted(range(len(keys)), key=keys.__getitem__))
     # Few keys: sorting the distinct ones and dealing the items out is linear.
     piles: dict[bytes, list[T]] = {key: [] for key in sorted(distinct)}
     deque(map(list.append, map(piles.__getitem__, keys), items), maxlen=0)

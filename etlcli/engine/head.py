@@ -107,8 +107,6 @@ class Head:
             for reject in prepared.rejects:
                 reject.leave_unexplained()
             packed.append(prepared if at in kept else prepared._replace(batch=self._for_meters(at, prepared.batch)))
-        if not any(prepared.batch.count or prepared.rejects for prepared in packed):
-            worked.prepared[0].batch.forget_places()
         batch = packed[last].batch
         packed[last] = packed[last]._replace(batch=batch.bare(self._behind))
         return worked._replace(prepared=packed), batch.chunk

@@ -79,7 +79,8 @@ class ExtentReader:
         self._file: tuple[int, int] | None = None
 
     def read(self, extent: Extent, max_line: int) -> Lines:
-        """Raises InputOutputError when the disk fails, and when the file has been replaced or cut short since."""
+        """Raises InputOutputError when the disk fails, and when the file is seen to have been replaced, cut short or
+        changed since."""
         self._open(extent)
         start: int | None = extent.start
         if extent.start > extent.first:
@@ -88,15 +89,18 @@ class ExtentReader:
             return Lines(b"", extent.end)
         end = self._line_behind(extent, extent.end, min(extent.end + max_line + 1, extent.limit))
         if end is not None:
-            return Lines(self._bytes(extent, start, end), start)
+            data = self._bytes(extent, start, end)
+            if data[-1:] != b"\n":
+                raise _changed(extent.name, "changed")
+            return Lines(data, start)
         data = self._bytes(extent, start, min(extent.end + max_line + 1, extent.limit))
-        line = data.rfind(b"\n") + 1
-        if len(data) - line > max_line:
-            return Lines(data[:line], start, data[line:], self._length(extent, start + line))
+        last = data.rfind(b"\n") + 1
+        if len(data) - last > max_line:
+            return Lines(data[:last], start, data[last:], self._length(extent, start + last))
         return Lines(data + b"\n", start)
 
     def _line_behind(self, extent: Extent, position: int, stop: int) -> int | None:
-        """Where the first line begins that does so at the position, or behind it and not behind the stop."""
+        """Where the first line at the position or behind it begins; None if that is not at the stop or before it."""
         at, size = position - 1, _NEAR
         while at < stop:
             found = self._bytes(extent, at, min(at + size, stop)).find(b"\n")

@@ -1,7 +1,7 @@
 """`dedupe-cache`: one record a key, in this run or, with a cache file, in all runs.
 
-`prepare` makes the keys of a batch, each once; `apply` asks the store for all of them at once, so that nearly all of the
-work is done by sets. Keys that outgrow the memory go to a table on disk, and so do the records that
+`prepare` makes the keys of a batch; `apply` asks the store for all of them at once, so that nearly all of the work is done
+by sets. Keys that outgrow the memory go to a table on disk, and so do the records that
 --keep last must hold: all of them one after another in a spill file, with a byte each in memory that says whether the
 record is still the last of its key.
 
@@ -29,7 +29,7 @@ import msgspec
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject
 from etlcli.core.explain import told
-from etlcli.core.fields import MISSING, Path, are_labels, kinds_of, parse_path, pointer
+from etlcli.core.fields import MISSING, Path, are_labels, kinds_of, parse_path, picked, pointer
 from etlcli.core.files import Output, Run, Spill
 from etlcli.core.keys import Key, keys_of, texts_of, texts_of_records
 from etlcli.core.stage import Context, Prepared, Stage, State
@@ -108,8 +108,10 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         by_text = params.max_entries or ctx.trial
         self._keys_of: Callable[[list[list[Any]]], list[Any]] = texts_of if by_text else keys_of
         self._last = _Last(ctx) if params.keep == "last" else None
-        # Not where each use of a key counts, or the place of each record.
+        # Not where every use of a key counts, nor where every record has to be placed.
         self._asks_once = not (params.max_entries or self._last)
+        self._repeats = self._asks_once
+        """Whether many keys come again in the same batch, so that it pays to find that out before they are made."""
         self._journal = _Journal(ctx) if ctx.files.keeps and not self._last else None
         self._dupes: Output | None = None
         if state:
@@ -125,16 +127,20 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             rejects = list(self._lacking(batch, columns))
             batch = batch.without({reject.index for reject in rejects if reject.index is not None})
             columns = batch.columns(self._paths)
-        places: Sequence[int] = range(batch.count)
-        if self._asks_once and columns and are_labels(map(kinds_of, columns)):  # then not all keys need be made
+        return Prepared(batch, rejects, extra=self._questions(batch, columns))
+
+    def _questions(self, batch: Batch, columns: list[list[Any]]) -> tuple[list[Any], Sequence[int]]:
+        """The keys that the store is to be asked about, and the places of their records: of all, or if it `asks_once` of
+        the first with each key."""
+        if self._repeats and columns and are_labels(map(kinds_of, columns)):
             places = _firsts(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)))
-            keys = self._keys_of([_picked(column, places) for column in columns])
+            keys = self._keys_of([_at(places, column) for column in columns])
         else:
             keys = self._keys_of(columns) if columns else texts_of_records(batch)
-            if self._asks_once:
-                places = _firsts(keys)
-                keys = _picked(keys, places)
-        return Prepared(batch, rejects, extra=(keys, places))
+            places = _firsts(keys) if self._asks_once else range(batch.count)
+            keys = _at(places, keys)
+        self._repeats = self._asks_once and len(places) < batch.count // 4 * 3
+        return keys, places
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         batch, (keys, places) = prepared.batch, prepared.extra
@@ -149,7 +155,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         if len(new) == batch.count:
             yield batch
             return
-        new = list(map(places.__getitem__, new))
+        new = picked(places, new)
         self._drop(batch.without(set(new)) if self._dupes else None, batch.count - len(new))
         if new:
             yield batch.take(new)
@@ -206,7 +212,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
                 yield batch.reject(index, "missing_field", errors)
 
     def _new(self, keys: list[Any]) -> Sequence[int]:
-        """The places of the keys that were not there, of different ones if it `asks_once`."""
+        """The places of the keys that were not there."""
         store = self._store = self._store or self._open_store()
         if self.ctx.trial:
             store.put(self._cached(keys))
@@ -222,7 +228,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             fresh = {key for key, held in store.get(keys).items() if is_fresh(held)}
             new = [place for place, key in enumerate(keys) if key not in fresh]
         if new:
-            added = _picked(keys, new)
+            added = _at(new, keys)
             if self._journal:
                 self._journal.add(now, added)
             store.put(dict.fromkeys(added, value))
@@ -294,9 +300,9 @@ def _firsts(labels: list[Any]) -> Sequence[int]:
     return firsts
 
 
-def _picked(items: list[T], places: Sequence[int]) -> list[T]:
-    """Those at some places, in order and each once."""
-    return items if len(places) == len(items) else list(map(items.__getitem__, places))
+def _at(places: Sequence[int], items: list[T]) -> list[T]:
+    """The items at some places, each of which is named once, in order."""
+    return items if len(places) == len(items) else picked(items, places)
 
 
 def _since(held: Any) -> str:

@@ -21,7 +21,7 @@ from etlcli.core.aggregates import NUMBERS, parse_call
 from etlcli.core.batch import Batch, Rows, chunk_of, lines_of
 from etlcli.core.exact import is_countable
 from etlcli.core.explain import told
-from etlcli.core.fields import MISSING, Path, are_labels, parse_path, pointer
+from etlcli.core.fields import MISSING, NULLS, Path, are_labels, parse_path, pointer
 from etlcli.core.files import Run, Spill
 from etlcli.core.groups import (
     ROW_OVERHEAD,
@@ -47,8 +47,7 @@ _SMALL = 256 << 10
 """Bytes of a table that a snapshot may hold."""
 _OUT = 4096
 _PARCEL = 1 << 20
-_ABSENT = {type(None), type(MISSING)}
-_HARMLESS = {int, float, *_ABSENT}
+_HARMLESS = {int, float, *NULLS}
 _NAMES = {str: "a string", bool: "true or false", list: "an array", dict: "an object"}
 _RECORDS = ("records",)
 
@@ -239,17 +238,16 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
         firsts = list(map(itemgetter(0), piles))
         named_by = [list(map(rows.getter(path), firsts)) for path in self._by]
         counts = list(map(len, piles))
-        values = {call.field: _values(piles, rows, call.field) for call in self._calls if call.field}
+        fields = {call.field for call in self._calls if call.field}
+        values = {field: _values(piles, rows, field) for field in fields}
         states: list[list[Any]] = []
         for call in self._calls:
             if call.field is None:
                 states.append(counts)
             else:
-                make = call.aggregate.maker(rows.kinds(call.field) - _ABSENT)
+                make = call.aggregate.maker(rows.kinds(call.field) - NULLS)
                 states.append([make(pile) if pile else None for pile in values[call.field]])
-        heads = (
-            self._heads.of(batch, named_by, lambda: _places(rows.items, firsts)) if self._by else [b"[]"] * len(piles)
-        )
+        heads = self._heads.of(batch, len(piles), named_by, lambda: _places(rows.items, firsts))
         return Part(self._keys(named_by, len(piles)), heads, counts, states)
 
     def _piles(self, batch: Batch, rows: Rows) -> Sequence[Sequence[Any]]:
@@ -317,7 +315,7 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
         if whole < batch.count:
             yield from self._put_out(self._lines.values())
             named_by = [[column[whole]] for column in batch.columns(self._by)]
-            raise self._comes_back(self._heads.of(batch, named_by, lambda: [whole])[0])
+            raise self._comes_back(self._heads.of(batch, 1, named_by, lambda: [whole])[0])
 
     def _put_out(self, groups: Iterable[list[bytes]]) -> Iterator[Batch]:
         """Groups of records, as they are or a record each."""
@@ -332,8 +330,7 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
     def _listed(self, groups: list[list[bytes]]) -> list[bytes]:
         self.ctx.absorb("grouped", sum(map(len, groups)), into=len(groups))
         firsts = Batch.of_lines([lines[0] for lines in groups])
-        named_by = firsts.columns(self._by)
-        heads = self._heads.of(firsts, named_by, lambda: range(len(groups))) if self._by else [b"[]"] * len(groups)
+        heads = self._heads.of(firsts, len(groups), firsts.columns(self._by), lambda: range(len(groups)))
         lists = [msgspec.Raw(b"[%b]" % b",".join(lines)) for lines in groups]
         return nested([*self._by, _RECORDS], [*zip(*map(open_array, heads), strict=True), lists])
 
@@ -460,7 +457,7 @@ class _Neighbours:
 def _values(piles: Iterable[Sequence[Any]], rows: Rows, path: Path) -> list[list[Any]]:
     """The values of a field in each group, without null and missing."""
     getter, kinds = rows.getter(path), rows.kinds(path)
-    if kinds.isdisjoint(_ABSENT):
+    if kinds.isdisjoint(NULLS):
         return [list(map(getter, pile)) for pile in piles]
     if type(MISSING) not in kinds:
         return [[value for value in map(getter, pile) if value is not None] for pile in piles]
@@ -468,7 +465,7 @@ def _values(piles: Iterable[Sequence[Any]], rows: Rows, path: Path) -> list[list
 
 
 def _places(rows: Sequence[Any], some: Iterable[Any]) -> list[int]:
-    """The indices of some of the rows."""
+    """The indices of some of the rows, each of which is an object of its own."""
     places = dict(zip(map(id, rows), range(len(rows)), strict=True))
     return [places[id(row)] for row in some]
 
@@ -477,7 +474,7 @@ def _problem(value: Any) -> str:
     """Why a value cannot be added up; nothing where it can, or is absent."""
     if type(value) in NUMBERS:
         return "" if is_countable(value) else "a number too large, or too small, to be added up exactly"
-    return "" if type(value) in _ABSENT else f"{_NAMES[type(value)]}, not a number"
+    return "" if type(value) in NULLS else f"{_NAMES[type(value)]}, not a number"
 
 
 def _parcels(groups: Iterable[list[bytes]]) -> Iterator[list[list[bytes]]]:

@@ -16,7 +16,7 @@ from typing import Any
 from etlcli.core import params
 from etlcli.core.batch import Batch, Origin
 from etlcli.core.explain import told
-from etlcli.core.fields import Derived, Path, parse_path
+from etlcli.core.fields import Derived, Path, parse_path, picked
 from etlcli.core.files import Run, Spill
 from etlcli.core.groups import runs_of
 from etlcli.core.ordering import KeyMaker, order_of, sorted_by
@@ -124,7 +124,7 @@ checkpoint needs the runs."""
                 count = max(0, min(batch.count, self.params.top - self._emitted))
                 self.ctx.discard("beyond_top", batch.count - count)
                 self._emitted += count
-                batch = batch.take(range(count))
+                batch = batch.take(range(count)) if count < batch.count else batch
             yield batch
 
     def explain(self, record: Batch) -> list[str]:
@@ -236,20 +236,22 @@ checkpoint needs the runs."""
         kept = order[: self.params.top]
         self.ctx.discard("beyond_top", len(order) - len(kept))
         self._kept = self._nothing()
-        lines = _pick(lines, kept)
-        self._kept.add(_pick(keys, kept), lines, sum(map(len, lines)))
+        lines = picked(lines, kept)
+        self._kept.add(picked(keys, kept), lines, sum(map(len, lines)))
         return self._kept.size <= self._limit // 2
 
     def _taken(self) -> Iterator[list[bytes]]:
         """The lines in memory, in order. The memory is free when they are used up."""
         kept, self._kept = self._kept, self._nothing()
         if kept.piles is None:
-            yield self._sorted(kept.keys, kept.lines)
+            lines = self._sorted(kept.keys, kept.lines)
+            del kept
+            yield lines
         else:
             yield from (lines for _, lines in kept.by_key())
 
     def _sorted(self, keys: list[bytes], lines: list[bytes], before: bytes | None = None) -> list[bytes]:
-        return _pick(lines, self._order(keys, before)) if self.params.unique else sorted_by(keys, lines)
+        return picked(lines, self._order(keys, before)) if self.params.unique else sorted_by(keys, lines)
 
     def _order(self, keys: list[bytes], before: bytes | None = None) -> list[int]:
         """The indices of `keys`, in order; with --unique only the first of equal ones, and none equal to `before`."""
@@ -370,7 +372,7 @@ class _Kept:
                 yield key, self.piles.pop(key)
             return
         order = order_of(self.keys)
-        keys, lines = _pick(self.keys, order), _pick(self.lines, order)
+        keys, lines = picked(self.keys, order), picked(self.lines, order)
         yield from ((keys[start], lines[start:end]) for start, end in runs_of(keys))
 
     def _add_flat(self, keys: list[bytes], lines: list[bytes]) -> None:
@@ -384,7 +386,6 @@ class _Loaded:
 
     def __init__(self, blocks: Iterator[Block]) -> None:
         self._blocks = blocks
-        self._start = 0
         self.keys: list[bytes] = []
         self.lines: list[bytes] = []
         self._load()
@@ -401,10 +402,6 @@ class _Loaded:
         self.keys, self.lines = next(self._blocks, ([], []))
 
 
-def _pick(items: list[bytes], order: Sequence[int]) -> list[bytes]:
-    return list(map(items.__getitem__, order))
-
-
 def _piles_of(key: bytes, lines: list[bytes]) -> Iterator[Pile]:
     """A pile, or several of about a parcel each."""
     step = max(1, len(lines) * _PARCEL // sum(map(len, lines)))
@@ -418,7 +415,10 @@ def _batches(blocks: Iterable[list[bytes]]) -> Iterator[Batch]:
     count = _FIRST
     held: list[bytes] = []
     for block in blocks:
-        held = [*held, *block] if held else block
+        if held and len(held) + len(block) < count:
+            held += block
+            continue
+        held = [*held, *block]  # a list of our own, to which the next block may be added
         start = 0
         while len(held) - start >= count:
             batch = _batch(held[start : start + count])

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from etlcli.core.fields import picked
+
 if TYPE_CHECKING:
     from etlcli.core.keys import Key
     from etlcli.state.sqlite import Table  # a run whose keys fit into memory never loads SQLite
@@ -52,13 +54,15 @@ class Store(Generic[K]):
             found.update(self._in_table(self._table, set(keys).difference(found)))
         return found
 
-    def unknown(self, keys: Sequence[K]) -> list[int]:
+    def unknown(self, keys: Sequence[K]) -> Sequence[int]:
         """The places of those keys that it does not have."""
         newest = self._newest
-        places = [place for place, key in enumerate(keys) if key not in newest]
+        places: Sequence[int] = range(len(keys))
+        if not newest.keys().isdisjoint(keys):
+            places = [place for place, key in enumerate(keys) if key not in newest]
         if self._table is None or not places:
             return places
-        stored = self._in_table(self._table, [keys[place] for place in places])
+        stored = self._in_table(self._table, picked(keys, places))
         return [place for place in places if keys[place] not in stored]
 
     @staticmethod

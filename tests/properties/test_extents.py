@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -81,6 +83,24 @@ def test_what_is_appended_later_is_not_read(tmp_path: Path) -> None:
     assert reader.read(extent, 100).chunk == b"{}\n{\n"
     os.truncate(path, 2)
     with pytest.raises(InputOutputError, match="cut short"):
+        reader.read(extent, 100)
+    reader.close()
+    stream.close()
+
+
+def test_a_file_that_is_changed_where_it_stands_gives_no_half_lines(tmp_path: Path) -> None:
+    path = tmp_path / "in"
+    path.write_bytes(b'{"a":1}\n{"a":2}\n')
+    stream, reader = open_input(str(path)), ExtentReader()
+    (extent,) = extents_of(stream, str(path), start_of(stream) or b"", 0)
+    pread = extents._pread
+
+    def pread_and_change(*args: Any) -> bytes:
+        data = pread(*args)
+        path.write_bytes(b'{"a":1234,"b":5}')
+        return data
+
+    with mock.patch.object(extents, "_pread", pread_and_change), pytest.raises(InputOutputError, match="changed"):
         reader.read(extent, 100)
     reader.close()
     stream.close()

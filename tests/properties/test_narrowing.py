@@ -101,3 +101,15 @@ def test_what_is_given_to_another_process_has_rows_too() -> None:
     assert [[rows.getter((name,))(item) for name in "ab"] for item in rows.items] == [[1, "x"], [MISSING, None]]
     assert rows.kinds(("a",)) == {int, type(MISSING)}
     assert list(batch.rows(()).items) == [0, 1]
+
+
+def test_learning_comes_to_an_end() -> None:
+    """A field that is there twice, with two types, fits nothing that can be learned."""
+    project = Projection(PATHS)
+    learn = mock.Mock(wraps=project._learn)
+    with mock.patch.object(Projection, "_learn", learn):
+        for number in range(100):
+            lines = [b'{"a":"x","a":%d}' % number] * 3
+            batch, *_ = parse(b"".join(line + b"\n" for line in lines), Span("in", 1, 0, b""), project)
+            assert batch.columns((("a",),)) == [[number] * 3]
+    assert 0 < learn.call_count <= fields._PATIENCE

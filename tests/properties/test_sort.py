@@ -251,6 +251,17 @@ def test_runs_of_piles(fan_in: int) -> None:
         sorts_as_the_model(lines, {"by": ["-k"]}, 100, (9000, 64, fan_in, 8, 4))
 
 
+@given(st.lists(st.lists(st.binary(max_size=9).map(lambda line: line.replace(b"\n", b"") + b"\n"), max_size=9)))
+def test_blocks_become_batches(blocks: list[list[bytes]]) -> None:
+    """However they are cut, and without a change to the blocks, which may belong to somebody."""
+    before = [list(block) for block in blocks]
+    with mock.patch.multiple(sort, _FIRST=3, _OUT=5, _PARCEL=20):
+        batches = list(sort._batches(blocks))
+    assert blocks == before
+    assert [line for batch in batches for line in batch.whole] == [line for block in blocks for line in block]
+    assert all(0 < batch.count == len(batch.whole) <= 5 and batch.chunk == b"".join(batch.whole) for batch in batches)
+
+
 @settings(max_examples=150, deadline=None)
 @given(records(values, max_size=12), OPTIONS.map(lambda options: {**options, "top": None}), st.integers(1, 5))
 def test_check_agrees_with_sort(lines: list[bytes], options: dict[str, Any], size: int) -> None:
