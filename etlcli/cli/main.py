@@ -45,11 +45,6 @@ EXIT_CODES = {
 }
 
 _KEPT = 16 << 20
-_ANCHORED, _ANCHOR = 4 << 20, 448
-"""Bytes of small objects, and of one of them, which is about a record."""
-_EVERY = 128 << 10
-"""Arenas have 256 KiB or more."""
-_anchors: list[bytes] = []
 
 
 class LazyGroup(click.Group):
@@ -91,11 +86,9 @@ def main(marker: str | None = None) -> NoReturn:
     # What is loaded stays, and batches are lists of bytes: the collector has little to find, and need not look often.
     gc.freeze()
     gc.set_threshold(100_000)
-    # And they come and go: their memory is kept for the next one, rather than have the system clear its pages again. glibc
-    # keeps up to twice the largest block it was ever given back (mallopt(3), M_MMAP_THRESHOLD); Python gives back an arena
-    # of small objects when it is empty, so there is one object in each (Objects/obmalloc.c).
+    # And they come and go: glibc keeps freed memory for the next one up to twice the largest block it was ever given back,
+    # rather than have the system clear its pages again (mallopt(3), M_MMAP_THRESHOLD).
     bytes(_KEPT)
-    _anchors[:] = [bytes(_ANCHOR) for _ in range(_ANCHORED // _ANCHOR)][:: _EVERY // _ANCHOR]
     _install_signals()
     try:
         code = _run()
