@@ -208,11 +208,13 @@ def test_a_gateway_that_answers_a_byte_now_and_then_costs_a_bounded_time(work: W
 
 
 @contextmanager
-def answering(status: int) -> Iterator[str]:
+def answering(status: int, location: str = "") -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def _answer(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(status)
+            if location:
+                self.send_header("Location", location)
             self.end_headers()
 
         do_PUT = do_POST = _answer
@@ -227,6 +229,24 @@ def answering(status: int) -> Iterator[str]:
     finally:
         httpd.shutdown()
         httpd.server_close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_gateway_that_names_another_address_gets_nothing_sent_there(work: Work, fails: bool) -> None:
+    """Neither the password, nor a request without the series, which would look as if it had worked."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        answering(302, "http://{}:{}/".format(*other.getsockname())) as url,
+    ):
+        work.write(metrics={"pushgateway": url.replace("//", "//u:secret@")})
+        if fails:
+            (work.directory / "in.ndjson").write_text("[]\n")
+        done = work.run()
+        other.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+    assert done.returncode == int(fails)
+    assert b"push_failed" in done.stderr and b"302" in done.stderr and b"secret" not in done.stderr
 
 
 @pytest.mark.parametrize("status", [400, 500])

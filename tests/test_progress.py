@@ -68,6 +68,15 @@ def test_nothing_where_it_is_not_wanted_or_cannot_be(tmp_path: Path, args: list[
     assert terminal.process.wait(60) == 0
 
 
+def test_a_terminal_that_cannot_change_a_line_gets_log_lines(tmp_path: Path) -> None:
+    write(tmp_path)
+    terminal = on_terminal(tmp_path, "--set", "logging.every=600ms", TERM="dumb")
+    shown = terminal.rest()
+    assert terminal.process.wait(60) == 0
+    assert shown.count(b"run_progress") >= 3
+    assert b"\x1b" not in shown
+
+
 def test_no_colours_where_they_are_not_wanted(tmp_path: Path) -> None:
     write(tmp_path)
     shown = on_terminal(tmp_path, NO_COLOR="1").rest()

@@ -70,7 +70,9 @@ def test_of_a_run_that_fails(tmp_path: Path) -> None:
     found, page = reports(tmp_path)
     assert (found["state"], found["exit_code"]) == ("failed", 1)
     assert "bad_json" in found["error"]
-    assert "exit code 1" in page
+    ((example,),) = [each["examples"] for each in found["rejects"]]
+    assert (example["line"], example["raw"]) == (GOOD.count(b"\n") + 1, "</script>no record")
+    assert "exit code 1" in page and "no example was kept" not in page
     assert not (tmp_path / "rest.ndjson").exists()
 
 

@@ -147,8 +147,10 @@ def _occupy_standard_descriptors() -> None:
 
 def _install_signals() -> None:
     def stop(signum: int, frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _end_at_once)
+        # A terminal that goes away may say so several times: nobody has asked twice.
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
         raise Interrupted(signum)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -57,7 +57,7 @@ def observers(recipe: Recipe, watch: Watch, log: Log, wishes: Wishes) -> list[Ob
         from etlcli.observe.heartbeat import Heartbeat
 
         on_line = _on_line(recipe, wishes.progress)
-        in_lines = not on_line and (not os.isatty(2) if wishes.progress is None else wishes.progress)
+        in_lines = not on_line and (not _is_terminal() if wishes.progress is None else wishes.progress)
         watching.append(Heartbeat(log, recipe.logging.every, always=in_lines))
         if on_line:
             from etlcli.observe.progress import Progress
@@ -142,9 +142,16 @@ def _outputs(recipe: Recipe) -> list[Dataset]:
 
 @contextmanager
 def watched(watch: Watch, observers: Sequence[Observer], log: Log) -> Iterator[None]:
-    """Each observer that has begun is told of the end, whatever the others do."""
+    """Each observer that has begun is told of the end, whatever the others do; those that then wait for somebody
+    elsewhere after the others."""
+    begun: list[Observer] = []
 
-    def end(observer: Observer) -> None:
+    def end() -> None:
+        with ExitStack() as ending:  # which goes through them from the last to the first
+            for observer in sorted(reversed(begun), key=lambda each: not each.waits):
+                ending.callback(end_of, observer)
+
+    def end_of(observer: Observer) -> None:
         with _harmless(observer, log):
             observer.end(watch.status())
 
@@ -153,11 +160,12 @@ def watched(watch: Watch, observers: Sequence[Observer], log: Log) -> Iterator[N
             observer.running()
 
     with ExitStack() as ending:
+        ending.callback(end)
         try:
             for observer in observers:
                 with _harmless(observer, log):
                     observer.begin(watch.status)
-                    ending.callback(end, observer)
+                    begun.append(observer)
                     watch.on_running.append(partial(running, observer))
             yield
         except BaseException as error:

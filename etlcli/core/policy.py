@@ -72,12 +72,20 @@ class ErrorBudget:
             )
 
 
+def _ignore(step: str, rejects: Sequence[Reject]) -> None:
+    pass
+
+
 class Policy:
     """Handles one step's rejects."""
 
-    def __init__(self, then: str, handle: Handler, budget: ErrorBudget, ledger: Ledger) -> None:
+    def __init__(
+        self, then: str, handle: Handler, budget: ErrorBudget, ledger: Ledger, note: Handler = _ignore
+    ) -> None:
+        """`note` is told of every reject before anything becomes of it, also of the one that fails the run."""
         self.then = then
         self._handle = handle
+        self._note = note
         self._budget = budget
         self._ledger = ledger
 
@@ -89,6 +97,7 @@ class Policy:
     def _handle_all(self, count: StepCount, rejects: Sequence[Reject]) -> None:
         if self.then == "fail":
             first = rejects[0]
+            self._note(count.step, rejects[:1])
             count.rejected[first.code] += 1
             # Somebody else kept failing, and may do better later.
             failure = TryLaterError if first.code in HEALABLE and first.attempts > 1 else FindingsError
@@ -100,6 +109,7 @@ class Policy:
         # In parts, and each part once: a reject may be explained only when it is looked at, and that may be large.
         remaining = iter(rejects)
         while part := list(islice(remaining, _PART)):
+            self._note(count.step, part)
             self._handle(count.step, part)
             count.rejected.update(reject.code for reject in part)
         if self.then != "report":

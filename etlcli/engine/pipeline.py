@@ -456,12 +456,13 @@ class Pipeline:
         return StepFiles(step, resources, self._log, self._claims)
 
     def _policy(self, then: str) -> Policy:
-        handlers = {"fail": self._skip, "skip": self._skip, "quarantine": self._put_aside, "report": self._report}
-        return Policy(then, partial(self._handle, handlers[then]), self.recipe.budget, self.ledger)
-
-    def _handle(self, handler: Handler, step: str, rejects: Sequence[Reject]) -> None:
-        self.watch.note(step, rejects)
-        handler(step, rejects)
+        handlers: dict[str, Handler] = {
+            "fail": self._skip,
+            "skip": self._skip,
+            "quarantine": self._put_aside,
+            "report": self._report,
+        }
+        return Policy(then, handlers[then], self.recipe.budget, self.ledger, self.watch.note)
 
     def _put_aside(self, step: str, rejects: Sequence[Reject]) -> None:
         assert self._quarantine is not None

@@ -19,6 +19,8 @@ _SECRET_NAME = re.compile("PASS|SECRET|TOKEN|KEY|CREDENTIAL", re.IGNORECASE)
 _URL = re.compile(r"""(?<=://)(?:(?!,[A-Za-z][A-Za-z0-9+.-]{0,30}://)[^\s"'<>])+""")
 _HOST = re.compile(r"[^/?#]*")
 _HOST_AND_PORT = re.compile(r"[^:@]*:\d*(?:/[^@?]*)?\?")
+_SUB_DELIMITERS = "!$&'()*+,;=:@/"
+"""What may stand in a part of a path as it is (RFC 3986)."""
 _secrets: set[str] = set()
 
 
@@ -28,17 +30,19 @@ def names_secret(name: str) -> bool:
 
 
 def register(secret: str) -> None:
-    """From now on the text is `hidden`, in the spellings that messages use, and so is each line of it."""
-    from urllib.parse import quote
+    """From now on the text is `hidden`, in the spellings that messages and programs use, and so is each line of it."""
+    import json  # which spells what is not ASCII as escapes, as many programs do
+    from urllib.parse import quote, quote_plus
 
     import msgspec
 
     shown = secret.encode(errors="backslashreplace").decode()
+    spelled = {shown, msgspec.json.encode(shown).decode()[1:-1]}
     for text in (secret, *secret.splitlines()):
-        spelled = {text, text.strip(), repr(text)[1:-1], quote(text, safe="", errors="backslashreplace")}
-        _secrets.update(each for each in spelled if len(each.strip()) >= SHORTEST)
-    if len(shown.strip()) >= SHORTEST:
-        _secrets.update((shown, msgspec.json.encode(shown).decode()[1:-1]))
+        spelled |= {text, text.strip(), repr(text)[1:-1], json.dumps(text)[1:-1]}
+        for encode in (quote, quote_plus):
+            spelled |= {encode(text, safe=safe, errors="backslashreplace") for safe in ("", "/", _SUB_DELIMITERS)}
+    _secrets.update(each for each in spelled if len(each.strip()) >= SHORTEST)
 
 
 def masked(path: str) -> str:

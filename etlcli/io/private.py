@@ -9,7 +9,8 @@ from contextlib import suppress
 def private_directory() -> str | None:
     """The directory, made if need be; None when it belongs to somebody else or is open to others. Raises OSError."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    directory = f"{runtime}/etl" if runtime and os.path.isdir(runtime) else f"/tmp/etl-{os.geteuid()}"
+    usable = runtime and os.path.isdir(runtime) and os.access(runtime, os.W_OK | os.X_OK, effective_ids=True)
+    directory = f"{runtime}/etl" if usable else f"/tmp/etl-{os.geteuid()}"
     with suppress(FileExistsError):
         os.mkdir(directory, 0o700)
     status = os.lstat(directory)

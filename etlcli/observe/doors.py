@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
@@ -61,22 +62,36 @@ class Pushing:
 
     def _push(self, method: str, timeout: float) -> None:
         from prometheus_client import push_to_gateway, pushadd_to_gateway
-        from prometheus_client.exposition import basic_auth_handler, default_handler
-
-        def handler(url: str, method: str, timeout: float | None, headers: Any, data: bytes) -> Callable[[], None]:
-            if self._user is None:
-                return default_handler(url, method, timeout, headers, data)
-            return basic_auth_handler(url, method, timeout, headers, data, self._user, self._password)
 
         push = push_to_gateway if method == "PUT" else pushadd_to_gateway
         try:
-            push(self._url, self._job, self._series, timeout=timeout, handler=handler)
+            push(self._url, self._job, self._series, timeout=timeout, handler=self._request)
         except Exception as error:  # urllib's, http.client's and the socket's
             self._say(str(error) or type(error).__name__)
         else:
             if self._failing:
                 self._failing = False
                 self._log("info", "push_works_again", url=self._url)
+
+    def _request(
+        self, url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
+    ) -> Callable[[], None]:
+        """Not the library's: that follows a redirect with the password, and makes a GET without the series of a POST."""
+        from urllib import request as web
+
+        class Stays(web.HTTPRedirectHandler):
+            def redirect_request(self, *_: Any) -> None:
+                """So that it is an error, as all that is not 2xx."""
+
+        request = web.Request(url, data, dict(headers), method=method)
+        if self._user is not None:
+            account = b64encode(f"{self._user}:{self._password}".encode()).decode()
+            request.add_header("Authorization", f"Basic {account}")
+
+        def send() -> None:
+            web.build_opener(Stays).open(request, timeout=timeout).close()
+
+        return send
 
     def _say(self, reason: str) -> None:
         if not self._failing:
@@ -139,7 +154,8 @@ class Listening:
         except OSError as error:
             log("warning", "listen_failed", address=address, reason=error.strerror or str(error))
         else:
-            log("info", "listening", address="{}:{}".format(*server.server_address[:2]))
+            bound, port = str(server.server_address[0]), server.server_address[1]
+            log("info", "listening", address=f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}")
 
     def start(self) -> None:
         """It has begun."""

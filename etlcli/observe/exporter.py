@@ -40,6 +40,8 @@ _PATIENCE = 2.0
 class Metrics(Observer):
     """Nothing that goes wrong here fails a run."""
 
+    waits = True
+
     def __init__(self, spec: MetricsSpec, base_dir: str, log: Log, shown: str | None) -> None:
         """`shown` is the file in which a run that may be gone on with remembers what it has shown."""
         self._spec = spec

@@ -53,6 +53,8 @@ def dataset_of(step: str, path: str) -> Dataset | None:
 class Lineage(Observer):
     """Raises UsageError where the library is not there, or the URL is none."""
 
+    waits = True
+
     def __init__(
         self,
         log: Callable[..., None],
@@ -173,4 +175,6 @@ def _to_server(url: str) -> Transport:
         config.custom_headers["Authorization"] = "Basic " + b64encode(unquote(account).encode()).decode()
     elif key := os.environ.get("OPENLINEAGE_API_KEY"):
         config.auth = ApiKeyTokenProvider({"api_key": key})
-    return HttpTransport(config)
+    transport = HttpTransport(config)
+    transport.session.max_redirects = 0  # it would follow one with a GET, which says nothing
+    return transport

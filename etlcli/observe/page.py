@@ -305,8 +305,9 @@ def _steps(last: Status) -> Markup:
     ]
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in ("Step", *_COUNTS))))
     note = tag(
-        "p", "In and made are as many as out, discarded, rejected and absorbed. Cache: keys that were found, of those "
-        "that were asked for. Median: half of the batches took no longer.", class_="note",
+        "p", "In and made are as many as out, discarded, rejected and absorbed; here blank lines, and records that were on "
+        "their way when the run failed, are among the discarded. Cache: keys that were found, of those that were asked "
+        "for. Median: half of the batches took no longer.", class_="note",
     )  # fmt: skip
     return join([note, _wide(tag("table", head, tag("tbody", *rows), class_="counts"), "Step by step")])
 

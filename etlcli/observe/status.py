@@ -153,6 +153,9 @@ class Observer:
     """Watches a run from beside. What it has to wait for it waits for in a thread of its own. If it raises, that is a
     warning, and the run goes on without it."""
 
+    waits = False
+    """Whether its end may take a while, because it is up to somebody elsewhere."""
+
     def begin(self, look: Look) -> None:
         """The run starts. `look` may be called from any thread until `end` returns."""
 

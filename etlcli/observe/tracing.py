@@ -29,6 +29,8 @@ _NANO = 1_000_000_000
 class Tracing(Observer):
     """Raises UsageError where the libraries, or the exporter that the environment names, are not there."""
 
+    waits = True
+
     def __init__(
         self,
         log: Callable[..., None],

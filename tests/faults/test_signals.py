@@ -117,6 +117,15 @@ def test_two_signals(work: Path) -> None:
     process.communicate()
 
 
+def test_a_terminal_that_goes_away_may_say_so_twice(work: Path) -> None:
+    """The run ends as after one signal, and cleans up."""
+    process = start(work, "read", "-o", "out/target", stdin=subprocess.PIPE)
+    until(lambda: len(os.listdir(work / "out")) == 2)
+    for _ in range(3):
+        process.send_signal(signal.SIGHUP)
+    ended(process, signal.SIGHUP, work)
+
+
 def test_an_ignored_interrupt_stays_ignored(work: Path) -> None:
     """As nohup and a shell's background jobs want it."""
     command = ["env", "--ignore-signal=INT", str(BIN / "etl"), "read", "-o", "out/target"]

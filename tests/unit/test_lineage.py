@@ -87,6 +87,14 @@ def test_a_server_that_refuses_is_a_warning_without_credentials() -> None:
     assert "geheim" not in repr(warnings) and "***@" in warnings[0][1]["to"]
 
 
+def test_a_server_that_names_another_address_is_a_warning() -> None:
+    """The library would go there with a GET, and without the event."""
+    with collector(200) as (other, bodies), collector(302, other) as (url, _):
+        ((_, fields),) = observed(status(), url=url)
+    assert bodies == []
+    assert fields["reason"] == "the server says 302"
+
+
 @pytest.mark.parametrize(
     ("account", "expected"), [("u:p%40@", b"Authorization: Basic dTpwQA=="), ("", b"Authorization: Bearer k")]
 )

@@ -62,6 +62,21 @@ def test_a_secret_is_masked_in_the_spellings_of_messages() -> None:
     assert hidden('before pa"ss\\wo after') == "before *** after"  # a line of it
 
 
+@pytest.mark.parametrize(
+    ("secret", "spelled"),
+    [
+        ("abc/def+ghi==", "abc/def%2Bghi%3D%3D"),
+        ("tök€nö", '"t\\u00f6k\\u20acn\\u00f6"'),
+        ("pass word&x", "pass+word%26x"),
+        ("it's a pass", "it%27s+a+pass"),
+        ("it's a pass", "it's%20a%20pass"),
+    ],
+)
+def test_a_secret_is_masked_as_programs_spell_it(secret: str, spelled: str) -> None:
+    register(secret)
+    assert hidden(f"a={spelled}") in ("a=***", 'a="***"')
+
+
 def test_the_longest_secret_goes_first() -> None:
     register("word")
     register("wordlong")

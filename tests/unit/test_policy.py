@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -35,6 +36,15 @@ def test_fail_stops_at_the_first() -> None:
     assert caught.value.where == "in:1 (step check)"
     assert caught.value.exit_code == 1
     assert not handled
+
+
+@pytest.mark.parametrize(("then", "noted"), [("fail", 1), ("skip", 300), ("quarantine", 300), ("report", 300)])
+def test_whoever_watches_is_told_of_every_reject(then: str, noted: int) -> None:
+    ledger, told = Ledger(), Handled()
+    made = Policy(then, Handled(), ErrorBudget(), ledger, told)
+    with suppress(FindingsError):
+        made.reject(ledger.open("check"), rejects(300))
+    assert sum(len(part) for _, part in told) == noted
 
 
 @pytest.mark.parametrize("then", ["skip", "quarantine", "report"])

@@ -95,7 +95,7 @@ def test_the_environment_says_parent_name_and_sampling(monkeypatch: pytest.Monke
 
 
 @contextmanager
-def collector(code: int) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+def collector(code: int, location: str = "") -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
     """A server that answers so, and what it is sent."""
     bodies: list[tuple[str, bytes]] = []
 
@@ -104,6 +104,8 @@ def collector(code: int) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             bodies.append((self.path, gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body))
             self.send_response(code)
+            if location:
+                self.send_header("Location", location)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
