@@ -109,6 +109,13 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         read = _Read(part.place, span, len(lines) + bool(found.long), size)
         return Prepared(batch, rejects, _blank(blank), read)
 
+    def packed(self, prepared: Prepared, *, placed: bool) -> Prepared:
+        """The sizes of lines tell places, and nothing else."""
+        read: _Read | None = prepared.extra
+        if placed or read is None or read.span is None:
+            return prepared
+        return prepared._replace(extra=read._replace(span=read.span.without_sizes()))
+
     def apply(self, prepared: Prepared) -> None:
         """Only in order it is known how many lines there were before."""
         read: _Read | None = prepared.extra

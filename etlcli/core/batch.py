@@ -124,6 +124,10 @@ class Span:
         sizes = None if placed else self._sizes or array("L", self._lengths())
         return Span, (self.path, self.line, self.offset, b"", self.lines, self.offsets, sizes)
 
+    def without_sizes(self) -> Span:
+        """The same start, of which no row can be told."""
+        return Span(self.path, self.line, self.offset, b"")
+
     def origin(self, row: int) -> Origin:
         if self.lines is not None and self.offsets is not None:
             return Origin(self.path, self.lines[row], self.offsets[row])

@@ -165,6 +165,11 @@ class Source(Component):
         """The good records of a part, with the lines that were none and, as discards, blank lines: all that was read."""
         raise NotImplementedError
 
+    def packed(self, prepared: Prepared, *, placed: bool) -> Prepared:
+        """What another process, where `apply` is called, needs of what was prepared. Not `placed`: no record goes there of
+        which anybody could ask where it was read."""
+        return prepared
+
     def apply(self, prepared: Prepared) -> None:
         """Called for every part, in order, before anything is done with it. `snapshot` tells how to go on behind the last
         of them; None where no other process can begin there."""
