@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
@@ -77,6 +76,7 @@ class Pushing:
         self, url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
     ) -> Callable[[], None]:
         """Not the library's: that follows a redirect with the password, and makes a GET without the series of a POST."""
+        from base64 import b64encode
         from urllib import request as web
 
         class Stays(web.HTTPRedirectHandler):
