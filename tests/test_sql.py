@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+import xxhash
 from conftest import environment, run_etl
 from postgres import binaries, cluster
 
@@ -37,6 +38,9 @@ class Database:
         with self._engine.begin() as connection:
             result = connection.execute(sqlalchemy.text(statement))
             return [tuple(row) for row in result] if result.returns_rows else []
+
+    def connection(self) -> sqlalchemy.Connection:
+        return self._engine.connect()
 
     def load(self, *lines: Any, table: str = "t", args: tuple[str, ...] = ()) -> subprocess.CompletedProcess[bytes]:
         stdin = b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
@@ -217,6 +221,35 @@ def test_killed_before_its_first_checkpoint(nightly: Nightly) -> None:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, stderr
     process = nightly.start()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    nightly.check(stderr)
+
+
+def test_P3_the_commit_of_a_process_that_was_killed_comes_late(nightly: Nightly) -> None:
+    """The server goes on with it while the next process begins, which must wait to see what is in the table."""
+    process = nightly.start(ETL_TEST_KILL="1")
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    (manifest,) = (nightly.directory / "state").glob("checkpoint-*.json")
+    sent = [record for record in RECORDS if record["k"] != 4]
+    refused = {number: "refused" for number, record in enumerate(sent) if record["id"] % 10 == 3}
+    mark = {
+        "run": json.loads(manifest.read_text().splitlines()[0])["run"],
+        "step": "sql",
+        "since": 0,
+        "received": len(sent),
+        "refused": json.dumps(refused),
+        "digest": xxhash.xxh3_128_hexdigest("".join(json.dumps(record) + "\n" for record in sent).encode()),
+    }
+    with nightly.db.connection() as late:
+        there = [record for number, record in enumerate(sent) if number not in refused]
+        late.execute(sqlalchemy.text("INSERT INTO t VALUES (:id, :k, :s)"), there)
+        statement = "INSERT INTO etl_checkpoint VALUES (:run, :step, :since, :received, :refused, :digest)"
+        late.execute(sqlalchemy.text(statement), mark)
+        process = nightly.start()
+        time.sleep(1)  # by then it waits
+        late.commit()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     nightly.check(stderr)

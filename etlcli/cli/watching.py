@@ -147,8 +147,9 @@ def watched(watch: Watch, observers: Sequence[Observer], log: Log) -> Iterator[N
     begun: list[Observer] = []
 
     def end() -> None:
+        waiting = [observer for observer in begun if observer.waits]
         with ExitStack() as ending:  # which goes through them from the last to the first
-            for observer in sorted(reversed(begun), key=lambda each: not each.waits):
+            for observer in (*reversed(waiting), *(each for each in begun if not each.waits)):
                 ending.callback(end_of, observer)
 
     def end_of(observer: Observer) -> None:

@@ -115,7 +115,7 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
         """Commits what was put in, with a mark. Before the first record there is no mark: it would stay for ever if the run
         died before its first manifest. Where the table is further than this run, its mark stays as it is."""
         if not self._received:
-            self._database.commit()  # or others would have to wait for a transaction that has nothing in it
+            self._database.make_marks()
         elif self._received >= self._before.received:
             mark = _Mark(self._since, self._received, self._refused, self._digest.hex)
             with self.ctx.waiting("database"):
@@ -318,6 +318,7 @@ class _Database:
     def marked(self, run: str, step: str) -> _Mark:
         """What the last checkpoint of a run in this table says."""
         marks = self._marks()
+        self._wait_for_others(marks, run, step)
         with self._explained():
             mine = marks.select().where(marks.c.run == run, marks.c.step == step)
             found = self._connection.execute(mine).fetchone()
@@ -325,6 +326,11 @@ class _Database:
             return _Mark(0, 0, {}, "")
         refused = {int(number): why for number, why in msgspec.json.decode(found.refused).items()}
         return _Mark(found.since, found.received, refused, found.digest)
+
+    def make_marks(self) -> None:
+        """Makes the table of marks, and ends a transaction for which others would have to wait."""
+        self._marks()
+        self.commit()
 
     def mark(self, run: str, step: str, mark: _Mark) -> None:
         """Commits what was put in, together with what `marked` tells then."""
@@ -334,6 +340,16 @@ class _Database:
         with self._explained():
             self._connection.execute(marks.insert().values(values))
         self.commit()
+
+    def _wait_for_others(self, marks: sqlalchemy.Table, run: str, step: str) -> None:
+        """A server may still be at the commit of a process that has been killed since, and until it is done that one's mark
+        cannot be seen. Who inserts the same key waits for it, whether it then succeeds or not."""
+        values = {**_Mark(0, 0, {}, "")._asdict(), "run": run, "step": step, "refused": "{}"}
+        with self._explained():
+            savepoint = self._connection.begin_nested()
+            with suppress(self._sql.exc.IntegrityError):
+                self._connection.execute(marks.insert().values(values))
+            savepoint.rollback()
 
     def unmark(self, run: str, step: str) -> None:
         self._unmark(self._marks(), run, step)

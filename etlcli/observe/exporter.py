@@ -60,10 +60,12 @@ class Metrics(Observer):
                 _say_failed(self._log, str(error))
 
     def end(self, last: Status) -> None:
-        if self._exporter and self._exporter.is_dead:  # how the run ended is what alerts look at, so once more
+        patience = self._spec.timeout + _PATIENCE
+        if self._exporter and not self._exporter.end(last, self._telling, patience):
+            # It was dead. How the run ended is what alerts look at, so another one shows that.
             self._exporter = self._started(last)
-        if self._exporter:
-            self._exporter.end(last, self._telling, self._spec.timeout + _PATIENCE)
+            if self._exporter:
+                self._exporter.end(last, None, patience)
 
     def _started(self, status: Status) -> _Exporter | None:
         try:
@@ -106,8 +108,9 @@ class _Exporter:
         with suppress(OSError):  # it is dead, which the thread that listens finds out
             self._socket.sendall(msgspec.json.encode(status) + b"\n")
 
-    def end(self, last: Status, telling: Periodic | None, patience: float) -> None:
-        """Tells it the last, after what `telling` tells, and returns when it has ended; after `patience` it is killed."""
+    def end(self, last: Status, telling: Periodic | None, patience: float) -> bool:
+        """Tells it the last, after what `telling` tells, and returns when it has ended; after `patience` it is killed.
+        False if it died before it had shown that."""
         limit = Timer(patience, self._kill)
         limit.daemon = True
         limit.start()
@@ -119,6 +122,7 @@ class _Exporter:
         self._listening.join(patience + _PATIENCE)  # longer only where the log takes no line
         limit.cancel()
         self._socket.close()
+        return self._has_said_last
 
     def _kill(self) -> None:
         if not self.is_dead:
