@@ -95,6 +95,7 @@ def main(marker: str | None = None) -> NoReturn:
     except Interrupted as stop:
         if stop.signum == signal.SIGPIPE:
             finish(marker)  # the reader has gone and will not ask
+        _end_commands()  # one may have been started when the signal came, and be nobody's yet
         _die_by(stop.signum)
     except EtlError as error:
         _say(error)
@@ -161,9 +162,13 @@ def _install_signals() -> None:
 def _end_at_once(signum: int, frame: FrameType | None) -> None:
     """What a second signal does, while the first is being answered. All that is left behind ends by itself, or is found by
     the next run, but for commands that run in sessions of their own."""
+    _end_commands()
+    _die_by(signum)
+
+
+def _end_commands() -> None:
     if command := sys.modules.get("etlcli.io.command"):
         command.stop_all()
-    _die_by(signum)
 
 
 def _die_by(signum: int) -> NoReturn:
