@@ -95,7 +95,6 @@ def main(marker: str | None = None) -> NoReturn:
     except Interrupted as stop:
         if stop.signum == signal.SIGPIPE:
             finish(marker)  # the reader has gone and will not ask
-        _end_commands()  # one may have been started when the signal came, and be nobody's yet
         _die_by(stop.signum)
     except EtlError as error:
         _say(error)
@@ -132,6 +131,8 @@ def _run() -> int:
         raise InputOutputError(f"cannot write standard output: {error.strerror}") from error
     except MemoryError:
         raise EtlError("out of memory", hint="lower --memory or --max-line") from None
+    finally:
+        _end_commands()  # one that was started when a signal came may be nobody's yet
     return code if isinstance(code, int) else 0
 
 

@@ -183,6 +183,10 @@ class _Mark(NamedTuple):
     refused: dict[int, str]
     digest: str
 
+    def row(self, run: str, step: str) -> dict[str, Any]:
+        """As the table of marks has it."""
+        return {**self._asdict(), "run": run, "step": step, "refused": encode(self.refused).decode()}
+
 
 class _Digest:
     """Of records, however they are cut into batches."""
@@ -336,19 +340,17 @@ class _Database:
         """Commits what was put in, together with what `marked` tells then."""
         marks = self._marks()
         self._unmark(marks, run, step)
-        values = {**mark._asdict(), "run": run, "step": step, "refused": encode(mark.refused).decode()}
         with self._explained():
-            self._connection.execute(marks.insert().values(values))
+            self._connection.execute(marks.insert().values(mark.row(run, step)))
         self.commit()
 
     def _wait_for_others(self, marks: sqlalchemy.Table, run: str, step: str) -> None:
         """A server may still be at the commit of a process that has been killed since, and until it is done that one's mark
         cannot be seen. Who inserts the same key waits for it, whether it then succeeds or not."""
-        values = {**_Mark(0, 0, {}, "")._asdict(), "run": run, "step": step, "refused": "{}"}
         with self._explained():
             savepoint = self._connection.begin_nested()
             with suppress(self._sql.exc.IntegrityError):
-                self._connection.execute(marks.insert().values(values))
+                self._connection.execute(marks.insert().values(_Mark(0, 0, {}, "").row(run, step)))
             savepoint.rollback()
 
     def unmark(self, run: str, step: str) -> None:

@@ -7,6 +7,7 @@ it is one valid JSON object, in UTF-8, so no stage has to check again. Forms are
     whole      a bytes object a record, with its newline
     lines      a bytes object a record, without newline
     columns()  the values of some fields, decoded straight from the bytes
+    rows()     an object a record that has the values of some fields
     records()  a dict a record
 
 `take` and `replace` make new batches and leave this one as it was; untouched records keep their bytes. What the forms

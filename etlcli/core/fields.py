@@ -188,11 +188,11 @@ class Projection:
         }
         self._seen = seen = {name: kinds for name, kinds in seen.items() if kinds <= _NARROW}
         there = {name: kinds for name, kinds in seen.items() if kinds - {type(MISSING)}}
-        narrowed = self._by(msgspec.json.Decoder(projected_struct(self._names, kinds=there)).decode)
+        narrowed = self._decoding_by(msgspec.json.Decoder(projected_struct(self._names, kinds=there)).decode)
         narrowed.kinds = {(name,): kinds for name, kinds in there.items()}
         self._narrowed = narrowed if there else None
 
-    def _by(self, decode: Decode) -> Projection:
+    def _decoding_by(self, decode: Decode) -> Projection:
         other = copy(self)
         other._decode, other.kinds, other._narrowed, other._seen = decode, {}, None, {}
         return other
@@ -202,7 +202,7 @@ class Projection:
         struct cannot have them."""
         if self._struct is None:
             return None
-        other = self._by(decode)
+        other = self._decoding_by(decode)
         other._attributes = {path: names[path[0]] for path in self.paths}
         return other
 

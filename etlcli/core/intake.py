@@ -1,7 +1,8 @@
 """From bytes of whole lines to records that are known to be good.
 
-`parse` is the only place where outside bytes are believed. A chunk that is clean is checked as a whole, by calls into C;
-the first doubt sends it line by line, so that exactly the bad lines are rejected and the good ones around them go on.
+`parse` is the only place where outside bytes are believed. A chunk that is clean is checked by a few calls into C, which
+give each line to the decoder; the first doubt sends it line by line, so that exactly the bad lines are rejected and the
+good ones around them go on.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """`dedupe-cache`: one record a key, in this run or, with a cache file, in all runs.
 
 `prepare` makes the keys of a batch; `apply` asks the store for all of them at once, so that nearly all of the work is done
-by sets. Keys that outgrow the memory go to a table on disk, and so do the records that
---keep last must hold: all of them one after another in a spill file, with a byte each in memory that says whether the
-record is still the last of its key.
+by sets. Keys that outgrow the memory go to a table on disk, and so do the records that --keep last must hold: all of them
+one after another in a spill file, with a byte each in memory that says whether the record is still the last of its key.
 
 A run that another process may go on with keeps a journal in its spill file: what the store was told, in order. Telling it
 that again makes the same store. Of --keep last the records themselves say it all.
