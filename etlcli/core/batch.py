@@ -24,11 +24,11 @@ from functools import partial
 from io import BytesIO
 from itertools import accumulate
 from itertools import count as counting
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
 
+from etlcli.core.access import Access
 from etlcli.core.fields import (
     Column,
     Derived,
@@ -225,11 +225,11 @@ class Reject:
 
 
 class Rows(NamedTuple):
-    """`items` are the records, `getter` gives what takes the value of a path out of one (MISSING where there is none; of
-    several paths, a tuple), and `kinds` the types that these values may have."""
+    """`items` are the records, `access` takes the values of paths out of them (MISSING where there is none), and `kinds`
+    tells the types that these may have."""
 
     items: Sequence[Any]
-    getter: Callable[..., Callable[[Any], Any]]
+    access: Access
     kinds: Callable[[Path], Kinds]
 
 
@@ -370,14 +370,13 @@ class Batch:
         """The records as objects that have the values of these paths, to be dealt out as a whole."""
         if all(path in self._given for path in paths):
             items = list(zip(*self.columns(paths), strict=True)) if paths else range(self.count)
-            return Rows(
-                items, lambda *some: itemgetter(*map(paths.index, some)), lambda path: kinds_of(self._given[path])
-            )
+            access = Access({path: f"row[{number}]" for number, path in enumerate(paths)})
+            return Rows(items, access, lambda path: kinds_of(self._given[path]))
         self._decode(paths)
         assert self._projection is not None and self._structs is not None
         kinds = self._projection.kinds
         return Rows(
-            self._structs, self._projection.getter, lambda path: kinds.get(path) or kinds_of(self._column(path))
+            self._structs, self._projection.access, lambda path: kinds.get(path) or kinds_of(self._column(path))
         )
 
     def _decode(self, paths: tuple[Path, ...]) -> None:

@@ -27,10 +27,10 @@ import ast
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from types import CodeType, FunctionType
 from typing import Any, NamedTuple, NoReturn
 
 from etlcli.core import functions
+from etlcli.core.code import filled, function
 from etlcli.core.edit import encode
 from etlcli.core.fields import MISSING, Path, exact_number, kinds_of, parse_path, pointer
 from etlcli.core.functions import ANY, BOOL, COMPARISONS, FUNCTIONS, INT_BOUND, NULL, PLAIN, TEXT, Operation, Types
@@ -140,14 +140,14 @@ class Expression:
         names = [f"f{number}" for number in range(len(self.paths))]
         emitter.globals |= {"zip": zip, "range": range}
         if mode in ("value", "condition"):
-            tree = _filled(f"lambda {', '.join(names)}: CODE", CODE=code.value)
+            tree = filled(f"lambda {', '.join(names)}: CODE", CODE=code.value)
         elif mode == "select":
             test = code.value if code.true is None else code.true
-            tree = _filled(_comprehension("i", names, "if CODE", counted=True), CODE=test)
+            tree = filled(_comprehension("i", names, "if CODE", counted=True), CODE=test)
         else:
-            tree = _filled(_comprehension("CODE", names, "", counted=not names), CODE=code.value)
-        function: Callable[..., Any] = _function(tree, emitter.globals)
-        return function
+            tree = filled(_comprehension("CODE", names, "", counted=not names), CODE=code.value)
+        compiled: Callable[..., Any] = function(tree, emitter.globals)
+        return compiled
 
 
 def _comprehension(result: str, names: list[str], test: str, *, counted: bool) -> str:
@@ -157,28 +157,6 @@ def _comprehension(result: str, names: list[str], test: str, *, counted: bool) -
     else:
         given = columns
     return f"lambda {', '.join(['n', *columns])}: [{result} for {', '.join(names)}, in zip({', '.join(given)}) {test}]"
-
-
-def _function(tree: ast.expr, names: dict[str, Any]) -> Any:
-    """What a tree that was built here evaluates to. It sees these names and nothing else."""
-    whole = ast.fix_missing_locations(ast.Expression(tree))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a literal that is compared with None
-        code: CodeType = compile(whole, "<expression>", "eval")
-    return FunctionType(code, {"__builtins__": {}, **names})()
-
-
-def _filled(template: str, **parts: ast.expr) -> ast.expr:
-    """The tree of a template written in this module, with its capital names replaced."""
-    return _Filler(parts).visit(ast.parse(template, mode="eval").body)  # type: ignore[no-any-return]
-
-
-class _Filler(ast.NodeTransformer):
-    def __init__(self, parts: dict[str, ast.expr]) -> None:
-        self._parts = parts
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self._parts.get(node.id, node)
 
 
 def check_condition(text: str) -> None:
@@ -295,19 +273,19 @@ class _Emitter:
             if not code.nullable:
                 values.append(code.value)
             elif code.atom:
-                tests.append(_filled("A is None", A=code.value))
+                tests.append(filled("A is None", A=code.value))
                 values.append(code.value)
             else:
                 name = self.temporary()
-                tests.append(_filled(f"({name} := A) is None", A=code.value))
+                tests.append(filled(f"({name} := A) is None", A=code.value))
                 values.append(ast.Name(name, ast.Load()))
         test = tests[0] if len(tests) == 1 else ast.BoolOp(ast.Or(), tests)
         result = direct(*values)
-        value = _filled("None if TEST else RESULT", TEST=test, RESULT=result)
+        value = filled("None if TEST else RESULT", TEST=test, RESULT=result)
         if types != BOOL:
             return _Code(value, types | NULL, total and not failing)
-        true = _filled("not TEST and RESULT", TEST=test, RESULT=result)
-        false = _filled("not TEST and not RESULT", TEST=test, RESULT=result)
+        true = filled("not TEST and RESULT", TEST=test, RESULT=result)
+        false = filled("not TEST and not RESULT", TEST=test, RESULT=result)
         return _Code(value, types | NULL, total and not failing, true=true, false=false)
 
     def condition(self, node: _Node, code: _Code) -> _Code:
@@ -403,7 +381,7 @@ class _Membership(_Operation):
         if self._members.has_null or len(kinds) != 1 or not kinds <= self._members.kinds:
             return None
         members = to.constant(self._members.sets[kinds.pop()])
-        return to.guarded(codes, lambda value: _filled("A in B", A=value, B=members), BOOL, total=True)
+        return to.guarded(codes, lambda value: filled("A in B", A=value, B=members), BOOL, total=True)
 
 
 class _Arithmetic(_Operation):
@@ -423,7 +401,7 @@ class _Arithmetic(_Operation):
         def direct(a: ast.expr, b: ast.expr) -> ast.expr:
             # Out of bounds, infinite or not a number: `bounded` refuses it.
             name = to.temporary()
-            return _filled(
+            return filled(
                 f"{name} if LOW < ({name} := RESULT) < HIGH else REFUSE({name})", RESULT=ast.BinOp(a, self._sign, b),
                 LOW=to.constant(-INT_BOUND), HIGH=to.constant(INT_BOUND), REFUSE=to.constant(functions.bounded),
             )  # fmt: skip
@@ -442,7 +420,7 @@ class _Call(_Operation):
             return None
 
         def direct(*values: ast.expr) -> ast.expr:
-            return _filled(function.inline, **dict(zip("AB", values, strict=False)), len=to.constant(len))
+            return filled(function.inline, **dict(zip("AB", values, strict=False)), len=to.constant(len))
 
         return to.guarded(codes, direct, function.types - NULL, total=True)
 
@@ -454,7 +432,7 @@ class _Exists(_Node):
 
     def emit(self, to: _Emitter) -> _Code:
         code = self._operand.emit(to)
-        return _Code(_filled("A is not None", A=code.value), BOOL, code.total)
+        return _Code(filled("A is not None", A=code.value), BOOL, code.total)
 
 
 class _Coalesce(_Node):
@@ -467,7 +445,7 @@ class _Coalesce(_Node):
         value, types, total = last.value, last.types, last.total
         for code in reversed(others):
             name = to.temporary()
-            value = _filled(f"{name} if ({name} := A) is not None else B", A=code.value, B=value)
+            value = filled(f"{name} if ({name} := A) is not None else B", A=code.value, B=value)
             types = types | (code.types - NULL)
             total = total and code.total
         return _Code(value, types, total)
@@ -481,9 +459,9 @@ class _Not(_Node):
     def emit(self, to: _Emitter) -> _Code:
         code = to.condition(self._operand, self._operand.emit(to))
         if not code.nullable:
-            return _Code(_filled("not A", A=code.value), BOOL, code.total)
+            return _Code(filled("not A", A=code.value), BOOL, code.total)
         name = to.temporary()
-        value = _filled(f"None if ({name} := A) is None else not {name}", A=code.value)
+        value = filled(f"None if ({name} := A) is None else not {name}", A=code.value)
         return _Code(value, BOOL | NULL, code.total, true=_false(code), false=_true(code))
 
 
@@ -503,12 +481,12 @@ class _Logic(_Node):
         is_and = isinstance(self._sign, ast.And)
         names = [to.temporary() for _ in codes]
         tests = [
-            _filled(f"({name} := A) is {not is_and}", A=code.value) for name, code in zip(names, codes, strict=True)
+            filled(f"({name} := A) is {not is_and}", A=code.value) for name, code in zip(names, codes, strict=True)
         ]
         rest = (
             " and ".join(names) if is_and else f"None if {' or '.join(f'{name} is None' for name in names)} else False"
         )
-        value = _filled(f"{not is_and} if DECIDED else ({rest})", DECIDED=ast.BoolOp(ast.Or(), tests))
+        value = filled(f"{not is_and} if DECIDED else ({rest})", DECIDED=ast.BoolOp(ast.Or(), tests))
         if not total:  # what follows an unknown operand must be evaluated, since it may fail
             return _Code(value, BOOL | NULL, total)
         opposite = ast.Or() if is_and else ast.And()
@@ -522,7 +500,7 @@ def _true(code: _Code) -> ast.expr:
 
 
 def _false(code: _Code) -> ast.expr:
-    return _filled("A is False", A=code.value) if code.false is None else code.false
+    return filled("A is False", A=code.value) if code.false is None else code.false
 
 
 class _Choice(_Node):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from copy import copy
 from decimal import MAX_EMAX, Decimal, InvalidOperation
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain
 from math import isinf
 from operator import attrgetter
@@ -20,6 +20,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, Union
 
 import msgspec
+
+from etlcli.core.access import Access
 
 T = TypeVar("T")
 Path = tuple[str, ...]
@@ -133,6 +135,7 @@ class Projection:
     """
 
     __slots__ = (
+        "_access",
         "_attributes",
         "_decode",
         "_decode_exact",
@@ -158,6 +161,7 @@ class Projection:
         kind = self._struct or dict[str, Any]
         self._decode: Decode = msgspec.json.Decoder(kind).decode
         self._decode_exact: Decode = msgspec.json.Decoder(kind, float_hook=exact_number).decode
+        self._access: Access | None = None
         self._narrowed: Projection | None = None
         narrowable = [path[0] for path in paths if len(path) == 1 and self._struct]
         self._seen: dict[str, frozenset[type]] = dict.fromkeys(narrowable, frozenset())
@@ -194,7 +198,7 @@ class Projection:
 
     def _decoding_by(self, decode: Decode) -> Projection:
         other = copy(self)
-        other._decode, other.kinds, other._narrowed, other._seen = decode, {}, None, {}
+        other._decode, other.kinds, other._access, other._narrowed, other._seen = decode, {}, None, None, {}
         return other
 
     def by(self, decode: Decode, names: Mapping[str, str]) -> Projection | None:
@@ -221,20 +225,20 @@ class Projection:
 
     def column(self, structs: Iterable[Any], path: Path) -> Column:
         """The values of one of the projection's paths, a record each; MISSING where there is none."""
-        return Column(map(self.getter(path), structs), self.kinds.get(path))
+        return Column(self.access.values(path)(structs), self.kinds.get(path))
 
-    def getter(self, *paths: Path) -> Callable[[Any], Any]:
-        """What gives a decoded record's value of a path; of several, a tuple of their values."""
-        if self._struct is not None and all(len(path) == 1 for path in paths):
-            return attrgetter(*map(self._attributes.__getitem__, paths))
-        getters = list(map(self._walker, paths))
-        return getters[0] if len(paths) == 1 else lambda record: tuple(getter(record) for getter in getters)
-
-    def _walker(self, path: Path) -> Callable[[Any], Any]:
-        if self._struct is None:
-            return partial(walk, path=path)
-        top = attrgetter(self._attributes[path])
-        return lambda struct: walk(top(struct), path[1:])
+    @property
+    def access(self) -> Access:
+        """To the values of the projection's paths in decoded records; MISSING where there is none."""
+        if self._access is None:
+            terms: dict[Path, str] = {}
+            names: dict[str, Any] = {"walk": walk}
+            for number, path in enumerate(self.paths):
+                top, rest = ("row", path) if self._struct is None else (f"row.{self._attributes[path]}", path[1:])
+                names[f"path{number}"] = rest
+                terms[path] = f"walk({top}, path{number})" if rest else top
+            self._access = Access(terms, **names)
+        return self._access
 
 
 def projected_struct(

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, Protocol, Union
 import msgspec
 from msgspec import UNSET, Meta, Raw
 
+from etlcli.core.access import Access
 from etlcli.core.batch import Batch
 from etlcli.core.fields import Projection
 from etlcli.schema.load import Schema
@@ -270,9 +271,9 @@ def _struct(fields: list[Any], renamed: dict[str, str], **options: Any) -> type[
 
 def _attributes(name: str, parents: Values | None) -> Values:
     """The values of an attribute: of the records, or of the structs at another place."""
-    get = attrgetter(name)
     if parents is None:
-        return lambda rows: map(get, rows)
+        return Access({(name,): f"row.{name}"}).values((name,))
+    get = attrgetter(name)
     return lambda rows: [get(parent) for parent in parents(rows) if isinstance(parent, msgspec.Struct)]
 
 

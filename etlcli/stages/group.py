@@ -21,7 +21,7 @@ from etlcli.core.aggregates import NUMBERS, parse_call
 from etlcli.core.batch import Batch, Rows, chunk_of, lines_of
 from etlcli.core.exact import is_countable
 from etlcli.core.explain import told
-from etlcli.core.fields import MISSING, NULLS, Path, are_labels, parse_path, pointer
+from etlcli.core.fields import NULLS, Path, are_labels, parse_path, pointer
 from etlcli.core.files import Run, Spill
 from etlcli.core.groups import (
     ROW_OVERHEAD,
@@ -236,7 +236,7 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
         rows = batch.rows(self.reads())
         piles = self._piles(batch, rows)
         firsts = list(map(itemgetter(0), piles))
-        named_by = [list(map(rows.getter(path), firsts)) for path in self._by]
+        named_by = [rows.access.values(path)(firsts) for path in self._by]
         counts = list(map(len, piles))
         fields = {call.field for call in self._calls if call.field}
         values = {field: _values(piles, rows, field) for field in fields}
@@ -253,7 +253,7 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
     def _piles(self, batch: Batch, rows: Rows) -> Sequence[Sequence[Any]]:
         """The rows of each group."""
         if self._by and not self._neighbours and are_labels(map(rows.kinds, self._by)):
-            return piles_of(map(rows.getter(*self._by), rows.items), rows.items)
+            return rows.access.dealer(self._by)(rows.items)
         keys = self._keys(batch.columns(self._by), batch.count)
         if self._neighbours:
             return [rows.items[start:end] for start, end in runs_of(keys)]
@@ -456,12 +456,8 @@ class _Neighbours:
 
 def _values(piles: Iterable[Sequence[Any]], rows: Rows, path: Path) -> list[list[Any]]:
     """The values of a field in each group, without null and missing."""
-    getter, kinds = rows.getter(path), rows.kinds(path)
-    if kinds.isdisjoint(NULLS):
-        return [list(map(getter, pile)) for pile in piles]
-    if type(MISSING) not in kinds:
-        return [[value for value in map(getter, pile) if value is not None] for pile in piles]
-    return [[value for value in map(getter, pile) if value is not None and value is not MISSING] for pile in piles]
+    kinds, access = rows.kinds(path), rows.access
+    return list(map(access.values(path) if kinds.isdisjoint(NULLS) else access.present(path), piles))
 
 
 def _places(rows: Sequence[Any], some: Iterable[Any]) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from operator import itemgetter
 from typing import Any
 from unittest import mock
 
@@ -60,10 +59,26 @@ def test_columns_and_rows(chunks: list[list[bytes]]) -> None:
         for path, column in zip(PATHS, batch.columns(PATHS), strict=True):
             expected = [walk(decode_record(line), path) for line in lines]
             assert all(map(same, column, expected)), path
-            assert all(map(same, map(rows.getter(path), rows.items), expected)), path
-            assert all(map(same, map(itemgetter(1), map(rows.getter(PATHS[0], path), rows.items)), expected)), path
+            assert all(map(same, rows.access.values(path)(rows.items), expected)), path
+            present = [value for value in expected if value is not None and value is not MISSING]
+            assert all(map(same, rows.access.present(path)(rows.items), present)), path
             for kinds in (kinds_of(column), rows.kinds(path)):
                 assert kinds >= set(map(type, expected))
+
+
+@settings(deadline=None)
+@given(st.lists(lines(FEW) | lines(st.sampled_from(PLAIN[:-1]))), st.permutations(PATHS), st.integers(1, len(PATHS)))
+def test_records_are_dealt_by_what_is_equal(chunks: list[list[bytes]], paths: list[Path], count: int) -> None:
+    project, by = Projection(PATHS), paths[:count]
+    for lines in chunks:
+        batch, *_ = parse(b"".join(line + b"\n" for line in lines), Span("in", 1, 0, b""), project)
+        rows = batch.rows(PATHS)
+        if not are_labels(map(rows.kinds, by)):
+            continue
+        piles: dict[Any, list[Any]] = {}
+        for row, values in zip(rows.items, zip(*batch.columns(tuple(by)), strict=True), strict=True):
+            piles.setdefault(values, []).append(row)
+        assert rows.access.dealer(by)(rows.items) == list(piles.values())
 
 
 @settings(deadline=None)
@@ -98,7 +113,7 @@ def test_labels_are_equal_where_keys_are(tokens: list[list[str]]) -> None:
 def test_what_is_given_to_another_process_has_rows_too() -> None:
     batch = Batch.of_lines([b'{"a":1,"b":"x"}', b'{"b":null}']).columns_only((("a",), ("b",)))
     rows = batch.rows((("b",), ("a",)))
-    assert [[rows.getter((name,))(item) for name in "ab"] for item in rows.items] == [[1, "x"], [MISSING, None]]
+    assert [rows.access.values((name,))(rows.items) for name in "ab"] == [[1, MISSING], ["x", None]]
     assert rows.kinds(("a",)) == {int, type(MISSING)}
     assert list(batch.rows(()).items) == [0, 1]
 

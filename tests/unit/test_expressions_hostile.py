@@ -124,7 +124,7 @@ def test_what_is_compiled_is_ours() -> None:
     """The names in the code of an expression are its parameters, what this package defines, and no attribute but those that
     are written down here."""
     seen: list[CodeType] = []
-    real = expressions._function
+    real = expressions.function
 
     def watching(tree: ast.expr, names: dict[str, Any]) -> Any:
         seen.append(compile(ast.fix_missing_locations(ast.Expression(tree)), "", "eval"))
@@ -134,7 +134,7 @@ def test_what_is_compiled_is_ours() -> None:
 
     texts = ["lower(b) == 'x' and a in [1] or not exists(o.__globals__)", "startswith(b, 'x') if a < 1 < a + 1 else contains(b, b)",
              "len(strip(upper(b))) + -a // 2", "endswith(b, b) and coalesce(c, a, 1) == 1"]  # fmt: skip
-    with mock.patch.object(expressions, "_function", watching):
+    with mock.patch.object(expressions, "function", watching):
         for lines in (LINES, [b'{"a":1,"b":"x"}']):
             for text in texts:
                 expression = Expression(text)
