@@ -92,11 +92,12 @@ class Span:
 
     Row i is line `line + i` of the input and starts where the i-th line of `raw` does, unless the format says otherwise
     through `lines` and `offsets` (a CSV record can span lines, a JSON array has several records on one). `raw` are the
-    lines as they were read, with their newlines, in one piece or cut. Where `line` is not known yet, `find_line` finds it;
-    it is asked when somebody wants to know, perhaps in another thread.
+    lines as they were read, with their newlines, in one piece or cut. Where `line` is not known yet, `find_line` finds it,
+    and `find_lengths` finds those of the lines where they were left; both are asked when somebody wants to know, perhaps in
+    another thread.
     """
 
-    __slots__ = ("_sizes", "_starts", "find_line", "line", "lines", "offset", "offsets", "path", "raw")
+    __slots__ = ("_sizes", "_starts", "find_lengths", "find_line", "line", "lines", "offset", "offsets", "path", "raw")
 
     def __init__(
         self,
@@ -112,6 +113,7 @@ class Span:
         self.path = path
         self.line = line
         self.find_line: Callable[[], int] | None = None
+        self.find_lengths: Callable[[], Iterable[int]] | None = None
         self.offset = offset
         self.raw = raw
         self.lines = lines
@@ -121,19 +123,19 @@ class Span:
 
     def __reduce__(self) -> Any:
         """For another process: without the bytes."""
-        placed = self.lines is not None
-        sizes = None if placed else self._sizes or array("L", self._lengths())
+        sizes = array("L", self._lengths()) if self.lines is None and self._sizes is None else self._sizes
         return Span, (self.path, self.line, self.offset, b"", self.lines, self.offsets, sizes)
 
-    def without_sizes(self) -> Span:
-        """The same start, of which no row can be told."""
-        return Span(self.path, self.line, self.offset, b"")
+    def leave_lengths(self) -> None:
+        """Another process, which is about to get it, can find them."""
+        self._sizes = array("L")
 
     def origin(self, row: int) -> Origin:
         if self.lines is not None and self.offsets is not None:
             return Origin(self.path, self.lines[row], self.offsets[row])
         if self._starts is None:
-            self._starts = list(accumulate(self._sizes or self._lengths(), initial=self.offset))
+            lengths = self._sizes or (self.find_lengths or self._lengths)()
+            self._starts = list(accumulate(lengths, initial=self.offset))
         find_line = self.find_line
         if find_line:
             self.starts_at(find_line())
