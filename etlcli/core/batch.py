@@ -35,6 +35,7 @@ from etlcli.core.fields import (
     Kinds,
     Path,
     Projection,
+    access_to_tuples,
     decode_long,
     exact_number,
     kinds_of,
@@ -372,8 +373,7 @@ class Batch:
         """The records as objects that have the values of these paths, to be dealt out as a whole."""
         if all(path in self._given for path in paths):
             items = list(zip(*self.columns(paths), strict=True)) if paths else range(self.count)
-            access = Access({path: f"row[{number}]" for number, path in enumerate(paths)})
-            return Rows(items, access, lambda path: kinds_of(self._given[path]))
+            return Rows(items, access_to_tuples(paths), lambda path: kinds_of(self._given[path]))
         self._decode(paths)
         assert self._projection is not None and self._structs is not None
         kinds = self._projection.kinds
@@ -411,11 +411,6 @@ class Batch:
     def decoded_by(self, project: Projection) -> list[Any] | None:
         """The records as this projection decodes them, if that was done already."""
         return self._structs if self._projection is project else None
-
-    def with_only(self, paths: tuple[Path, ...]) -> Batch:
-        """The same records; of what was decoded, only the values of these paths are kept."""
-        given: _Given = dict(zip(paths, self.columns(paths), strict=True))
-        return self._dressed(given, chunk=self._chunk, whole=self._whole, lines=self._lines)
 
     def _decode_exactly(self) -> None:
         assert self._projection is not None

@@ -127,8 +127,8 @@ class Projection:
 
     Skipped values are checked for syntax by the decoder but never built. `decoded` takes many lines and keeps integers
     beyond 64 bits exact; what it refuses (a number no double can hold, an integer of thousands of digits) `decode_exact`
-    takes as a Decimal. A stage that looks at more of each record than these fields may have a decoder of its own, which
-    gives them, too (`by`); what that refuses is for the `plain` one.
+    takes as a Decimal. A stage that looks at more of each record than these fields may have a projection of its own, which
+    gives them, too; what that refuses is for the `plain` one.
 
     Fields are mostly of one type all along. Once some records have been seen, others are decoded by a narrowed projection,
     which takes only the types there were: what fits has them, so that nobody needs to look at the values (`kinds`).
@@ -136,7 +136,6 @@ class Projection:
 
     __slots__ = (
         "_access",
-        "_attributes",
         "_decode",
         "_decode_exact",
         "_names",
@@ -156,7 +155,6 @@ class Projection:
         """Of some paths: the types that their values can have, none of which is inexact."""
         tops = list(dict.fromkeys(path[0] for path in paths))
         self._names = names = {top: f"f{number}" for number, top in enumerate(tops)}
-        self._attributes = {path: names[path[0]] for path in paths}
         self._struct: Any = projected_struct(names)
         kind = self._struct or dict[str, Any]
         self._decode: Decode = msgspec.json.Decoder(kind).decode
@@ -168,7 +166,7 @@ class Projection:
         """By the names of fields that may be narrowed: the types there were."""
         self._patience = _PATIENCE
 
-    def decoded(self, lines: Iterable[bytes]) -> tuple[Projection, list[Any]]:
+    def decoded(self, lines: Sequence[bytes]) -> tuple[Projection, list[Any]]:
         """The records, a line each, and the narrowest projection that they fit, by which they were decoded. Raises
         msgspec.DecodeError if any line is not one JSON object, perhaps with white space around it."""
         narrowed = self._narrowed  # another thread may learn meanwhile
@@ -192,23 +190,11 @@ class Projection:
         }
         self._seen = seen = {name: kinds for name, kinds in seen.items() if kinds <= _NARROW}
         there = {name: kinds for name, kinds in seen.items() if kinds - {type(MISSING)}}
-        narrowed = self._decoding_by(msgspec.json.Decoder(projected_struct(self._names, kinds=there)).decode)
+        narrowed = copy(self)
+        narrowed._decode = msgspec.json.Decoder(projected_struct(self._names, kinds=there)).decode
         narrowed.kinds = {(name,): kinds for name, kinds in there.items()}
+        narrowed._access, narrowed._narrowed, narrowed._seen = None, None, {}
         self._narrowed = narrowed if there else None
-
-    def _decoding_by(self, decode: Decode) -> Projection:
-        other = copy(self)
-        other._decode, other.kinds, other._access, other._narrowed, other._seen = decode, {}, None, None, {}
-        return other
-
-    def by(self, decode: Decode, names: Mapping[str, str]) -> Projection | None:
-        """The same fields, decoded into objects that have them as the attributes that `names` maps them to. None where a
-        struct cannot have them."""
-        if self._struct is None:
-            return None
-        other = self._decoding_by(decode)
-        other._attributes = {path: names[path[0]] for path in self.paths}
-        return other
 
     def decode_exact(self, line: bytes) -> Any:
         """The record of a line, as the plain projection has it. Raises msgspec.ValidationError for what is no object,
@@ -221,7 +207,7 @@ class Projection:
             record = decode_long(line)
             if self._struct is None:
                 return record
-            return self._struct(**{name: record[top] for (top, *_), name in self._attributes.items() if top in record})
+            return self._struct(**{name: record[top] for top, name in self._names.items() if top in record})
 
     def column(self, structs: Iterable[Any], path: Path) -> Column:
         """The values of one of the projection's paths, a record each; MISSING where there is none."""
@@ -231,14 +217,24 @@ class Projection:
     def access(self) -> Access:
         """To the values of the projection's paths in decoded records; MISSING where there is none."""
         if self._access is None:
-            terms: dict[Path, str] = {}
-            names: dict[str, Any] = {"walk": walk}
-            for number, path in enumerate(self.paths):
-                top, rest = ("row", path) if self._struct is None else (f"row.{self._attributes[path]}", path[1:])
-                names[f"path{number}"] = rest
-                terms[path] = f"walk({top}, path{number})" if rest else top
-            self._access = Access(terms, **names)
+            self._access = access_to(self.paths, self._names if self._struct else None)
         return self._access
+
+
+def access_to(paths: Iterable[Path], attributes: Mapping[str, str] | None) -> Access:
+    """To the values of paths in structs, whose attributes are mapped to by the names of fields, or in dicts."""
+    terms: dict[Path, str] = {}
+    names: dict[str, Any] = {"walk": walk}
+    for number, path in enumerate(paths):
+        top, rest = ("row", path) if attributes is None else (f"row.{attributes[path[0]]}", path[1:])
+        names[f"path{number}"] = rest
+        terms[path] = f"walk({top}, path{number})" if rest else top
+    return Access(terms, **names)
+
+
+def access_to_tuples(paths: Iterable[Path]) -> Access:
+    """To the values of paths in tuples of them."""
+    return Access({path: f"row[{number}]" for number, path in enumerate(paths)})
 
 
 def projected_struct(

@@ -19,14 +19,14 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Annotated, Any, Literal, Protocol, Union
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Union
 
 import msgspec
 from msgspec import UNSET, Meta, Raw
 
 from etlcli.core.access import Access
 from etlcli.core.batch import Batch
-from etlcli.core.fields import Projection
+from etlcli.core.fields import Path, Projection, access_to, access_to_tuples
 from etlcli.schema.load import Schema
 
 _SCALAR = {"type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength",
@@ -36,11 +36,13 @@ _NOTES = {"title", "description", "default", "examples", "$comment", "deprecated
           "definitions", "$anchor"}  # fmt: skip
 _ROOT_NOTES = {"$schema", "$id", "id"}
 _KINDS = ("null", "boolean", "integer", "number", "string", "array", "object")
+_TYPES = {"null": type(None), "boolean": bool, "integer": int, "string": str}
 _EXACT = 1 << 53
 # Characters that stand for themselves in every dialect of regular expressions.
 _LITERAL_PATTERN = re.compile(r"\^([A-Za-z0-9 _:/-]*)\$")
 _KNOWN = 20_000
 _MAX_NODES = 5_000
+_BLOCK = 256
 
 # The types are made at run time, which a type checker need not follow.
 _annotated: Any = Annotated
@@ -61,8 +63,10 @@ class _Inexpressible(Exception):
 
 
 class Shape:
-    def __init__(self, record: type[msgspec.Struct], scalars: Mapping[str, str], checks: list[_StringCheck]) -> None:
-        """`scalars` are the attributes of fields that can be neither arrays nor objects, by the fields' names."""
+    def __init__(
+        self, record: type[msgspec.Struct], scalars: Mapping[str, _Scalar], checks: list[_StringCheck]
+    ) -> None:
+        """`scalars` are the fields that can be neither arrays nor objects."""
         decoder = msgspec.json.Decoder(record)
         self._decode = decoder.decode
         self._decode_lines = decoder.decode_lines
@@ -84,7 +88,7 @@ class Shape:
     def projection(self, plain: Projection) -> Projection | None:
         """The same fields by a decoder that proves records valid at the same time, as `suspects` then need not. None where
         a value would not be the same."""
-        names = dict(self._scalars)
+        names = {name: scalar.attribute for name, scalar in self._scalars.items()}
         others: dict[str, str] = {}
         known = set(self._record.__struct_encode_fields__)
         for top in dict.fromkeys(top for top, *_ in plain.paths if top not in names):
@@ -96,26 +100,27 @@ class Shape:
             record = _struct([(name, Any, UNSET) for name in others], others, bases=(self._record,))
         except ValueError:  # the decoder cannot have fields of that name
             return None
-        self._projection = plain.by(msgspec.json.Decoder(record).decode, names)
+        kinds: dict[Path, frozenset[type]] = {
+            (name,): scalar.kinds for name, scalar in self._scalars.items() if scalar.kinds
+        }
+        self._projection = _Proof(plain, record, names, kinds, self._checks)
         return self._projection
 
     def suspects(self, batch: Batch) -> Sequence[int]:
         """The indices of the records that are not proven valid, in order."""
+        decoded = batch.decoded_by(self._projection) if self._projection else None
+        if isinstance(decoded, _Proven):
+            return decoded.suspects
         kept: Sequence[int] = range(batch.count)
-        rows: Sequence[Any] | None = batch.decoded_by(self._projection) if self._projection else None
-        if rows is None:
-            try:
-                rows = self._decode_lines(batch.chunk)
-            except (msgspec.MsgspecError, RecursionError):
-                kept, rows = self._one_by_one(batch.lines)
-        proven = kept
-        for check in self._checks:
-            if bad := check.bad(rows):
-                fitting = {index for index, row in zip(kept, rows, strict=True) if not check.hits(row, bad)}
-                proven = [index for index in proven if index in fitting]
-        if len(proven) == batch.count:
+        try:
+            rows: Sequence[Any] = self._decode_lines(batch.chunk)
+        except (msgspec.MsgspecError, RecursionError):
+            kept, rows = self._one_by_one(batch.lines)
+        bad = set(_bad(self._checks, rows))
+        if len(kept) == batch.count and not bad:
             return ()
-        return sorted(set(range(batch.count)).difference(proven))
+        proven = {index for place, index in enumerate(kept) if place not in bad}
+        return [index for index in range(batch.count) if index not in proven]
 
     def _one_by_one(self, lines: list[bytes]) -> tuple[list[int], list[Any]]:
         """The lines that decode, as indices and records. Gives up where most do not: then the engine is faster alone."""
@@ -130,6 +135,55 @@ class Shape:
             else:
                 kept.append(index)
         return kept, rows
+
+
+class _Scalar(NamedTuple):
+    """A field that can be neither an array nor an object: its attribute, and the types that its values can have, if these
+    are always exact."""
+
+    attribute: str
+    kinds: frozenset[type] | None
+
+
+class _Proven(list[Any]):
+    """Records that were decoded, of which those at `suspects` are not proven valid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.suspects: list[int] = []
+
+
+class _Proof(Projection):
+    """Decodes records by a shape, checks them, and keeps of each the values of the plain projection's paths, as a tuple. It
+    goes block by block, so that what is not kept is gone before it has left the processor's cache: this takes two thirds of
+    the time."""
+
+    __slots__ = ("_checks", "_kept")
+
+    def __init__(
+        self,
+        plain: Projection,
+        record: type[msgspec.Struct],
+        names: Mapping[str, str],
+        kinds: Mapping[Path, frozenset[type]],
+        checks: list[_StringCheck],
+    ) -> None:
+        """`names` are the attributes of the record's fields."""
+        super().__init__(plain.paths)
+        self.plain = plain
+        self.kinds = {path: kinds[path] for path in plain.paths if path in kinds}
+        self._decode = msgspec.json.Decoder(record).decode
+        self._kept = access_to(plain.paths, names).tuples(plain.paths)
+        self._access = access_to_tuples(plain.paths)
+        self._checks = checks
+
+    def decoded(self, lines: Sequence[bytes]) -> tuple[Projection, list[Any]]:
+        proven = _Proven()
+        for start in range(0, len(lines), _BLOCK):
+            rows = list(map(self._decode, lines[start : start + _BLOCK]))
+            proven.suspects += [start + place for place in _bad(self._checks, rows)]
+            proven += self._kept(rows)
+        return self, proven
 
 
 class _StringCheck:
@@ -160,12 +214,22 @@ class _StringCheck:
         return any(type(value) is str and value in bad for value in self._values((row,)))
 
 
+def _bad(checks: Iterable[_StringCheck], rows: Sequence[Any]) -> list[int]:
+    """The places of the records that have a string which is not valid, in order."""
+    bad = [(check, strings) for check in checks if (strings := check.bad(rows))]
+    return (
+        [place for place, row in enumerate(rows) if any(check.hits(row, strings) for check, strings in bad)]
+        if bad
+        else []
+    )
+
+
 class _Builder:
     """Turns subschemas into types. Raises _Inexpressible, or what the decoder raises, where there is none."""
 
     def __init__(self, schema: Schema, compiled: Callable[[dict[str, Any]], Engine], checked: tuple[str, ...]) -> None:
         self.checks: list[_StringCheck] = []
-        self.scalars: dict[str, str] = {}
+        self.scalars: dict[str, _Scalar] = {}
         self._schema = schema
         self._compiled = compiled
         self._checked = checked
@@ -243,7 +307,8 @@ class _Builder:
             fields.append((attribute, kind) if name in required else (attribute, kind, UNSET))
             renamed[attribute] = name
             if values is None and _is_scalar(self._followed(properties.get(name, True))):
-                self.scalars[name] = attribute
+                kinds = _exact_kinds(self._followed(properties.get(name, True)))
+                self.scalars[name] = _Scalar(attribute, kinds if name in required else kinds and kinds | {type(UNSET)})
         return _struct(fields, renamed, forbid_unknown_fields=not is_open)
 
     def _string(self, node: dict[str, Any], values: Values, *, hashable: bool) -> Any:
@@ -293,6 +358,14 @@ def _is_scalar(node: Any) -> bool:
     if not isinstance(node, dict):
         return False
     return "enum" in node or "const" in node or {"array", "object"}.isdisjoint(_kinds(node))
+
+
+def _exact_kinds(node: dict[str, Any]) -> frozenset[type] | None:
+    """The types of the values of a scalar subschema, as `_Builder` takes it over; None where a number may be inexact."""
+    if "enum" in node or "const" in node:
+        return frozenset({str, int, type(None)})
+    named = _kinds(node)
+    return None if "number" in named else frozenset(_TYPES[kind] for kind in named)
 
 
 def _limited(kind: Any, **limits: Any) -> Any:

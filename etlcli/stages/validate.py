@@ -78,7 +78,6 @@ oneOf, if). A valid record is never changed, and the other fields of a changed o
         super().__init__(params, ctx, state)
         self._verdict: Verdict | None = None
         self._fill: Fill | None = None
-        self._projection: Projection | None = None
         if params.schema:
             # The engine takes 25 ms to import: only a run that validates by a schema pays for it.
             from etlcli.schema.fill import Fill
@@ -97,13 +96,10 @@ oneOf, if). A valid record is never changed, and the other fields of a changed o
         return tuple(dict.fromkeys(path for rule in self._rules for path in rule.paths))
 
     def projection(self, plain: Projection) -> Projection | None:
-        self._projection = self._verdict.projection(plain) if self._verdict else None
-        return self._projection
+        return self._verdict.projection(plain) if self._verdict else None
 
     def prepare(self, batch: Batch) -> Prepared:
         judged, invalid = self._judge(batch)
-        if self._projection and judged.decoded_by(self._projection):  # many values, which nobody else needs
-            judged = judged.with_only(self._projection.paths)
         broken = self._broken(judged)
         bad = set(invalid)
         # A reject holds the record as it came, its errors are about the record as it was judged.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import mock
 
 import jsonschema
 import jsonschema_rs
@@ -207,12 +208,53 @@ def test_one_decode_serves_the_shape_and_the_columns(schema: Any, lines: list[st
         return
     chunk = b"".join(line.encode() + b"\n" for line in lines)
     for once in (chunk, *(line.encode() + b"\n" for line in lines)):
-        batch, same = (parse(once, Span("in", 1, 0, once), how).batch for how in (both, plain))
+        with mock.patch("etlcli.schema.shape._BLOCK", 2):
+            batch, same = (parse(once, Span("in", 1, 0, once), how).batch for how in (both, plain))
         assert list(shared.suspects(batch)) == list(alone.suspects(same))
         assert repr(batch.columns(paths)) == repr(same.columns(paths))
-        kept = parse(once, Span("in", 1, 0, once), both).batch.with_only(paths)
-        assert repr(kept.columns(paths)) == repr(same.columns(paths))
-        assert (kept.chunk, kept.lines, kept.origin(0)) == (same.chunk, same.lines, same.origin(0))
+        for path, column, kinds in zip(paths, same.columns(paths), map(batch.rows(paths).kinds, paths), strict=True):
+            assert kinds >= set(map(type, column)), path
+
+
+TYPED = {
+    "n": "1 2.0 null",
+    "s": '"a" "aa" "b"',
+    "z": '"ab" null "b"',
+    "b": "true false",
+    "f": "1 0.5 1e400",
+    "e": '"x" 3 null',
+}
+TYPED_SCHEMA = {
+    "n": {"type": "integer"},
+    "s": {"type": "string", "pattern": "^a*$"},
+    "z": {"type": ["string", "null"], "pattern": "^ab?$"},
+    "b": {"type": "boolean"},
+    "f": {"type": "number"},
+    "e": {"enum": ["x", 3, None]},
+}
+members = {name: st.sampled_from(tokens.split()) for name, tokens in TYPED.items()}
+
+
+@settings(deadline=None)
+@given(st.lists(st.fixed_dictionaries({}, optional=members) | st.fixed_dictionaries({"s": members["s"]}), min_size=3))
+def test_one_decode_proves_and_keeps_scalars(records: list[dict[str, str]]) -> None:
+    known = Schema({"properties": TYPED_SCHEMA}, "s")
+    alone, shared = (
+        Shape.of(known, lambda part: subvalidator(part, known.draft, False), formats=False) for _ in range(2)
+    )
+    assert alone and shared
+    plain = projection(tuple((name,) for name in TYPED))
+    both = shared.projection(plain)
+    assert both
+    lines = ["{" + ",".join(f'"{name}":{token}' for name, token in record.items()) + "}" for record in records]
+    chunk = "".join(line + "\n" for line in lines).encode()
+    with mock.patch("etlcli.schema.shape._BLOCK", 2):
+        batch, same = (parse(chunk, Span("in", 1, 0, chunk), how).batch for how in (both, plain))
+    assert list(shared.suspects(batch)) == list(alone.suspects(same))
+    assert repr(batch.columns(plain.paths)) == repr(same.columns(plain.paths))
+    rows = batch.rows(plain.paths)
+    for path, column in zip(plain.paths, same.columns(plain.paths), strict=True):
+        assert rows.kinds(path) >= set(map(type, column)), path
 
 
 def test_one_decode_serves_the_sample() -> None:
