@@ -74,7 +74,7 @@ class Progress:
         self._base_dir = base_dir
         self._keeps = keeps
         self._entries: dict[int, _Entry] = {}
-        self._opened: dict[int, tuple[Identity | None, int | None]] = {}
+        self._opened: dict[int, tuple[str, Identity | None, int | None]] = {}
         self._at = -1
         self._incremental = False
         self._left: list[_Entry] = []
@@ -105,28 +105,27 @@ class Progress:
 
     def start(self, number: int, stream: Input) -> Start | None:
         """Where to begin in an input that was opened; None if there is nothing new in it."""
-        entry = self._entries.get(number)
+        entry, path = self._entries.get(number), self._from_recipe(self.paths[number])
         fd = stream.fd if isinstance(stream, InputStream) else -1
         if not self._keeps or fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
-            self._opened[number] = None, None
+            self._opened[number] = path, None, None
             return entry.start if entry and number == self._at else Start()
         if entry and number == self._at:
             self._check(entry, fd)
-            self._opened[number] = entry.identity, entry.limit
+            self._opened[number] = path, entry.identity, entry.limit
             return entry.start
         identity = identity_of(fd)
         limit = identity.size
         if self._incremental and not is_compressed(os.pread(fd, 8, 0)):
             limit = whole_lines_end(fd, limit)
-        self._opened[number] = identity, limit
+        self._opened[number] = path, identity, limit
         if entry is None:
             return Start(limit=limit)
         return entry.start._replace(limit=limit) if entry.limit != limit else None
 
     def passed(self, place: Place, line: int) -> None:
         """A part was worked on; the next line of its input is `line`."""
-        identity, limit = self._opened[place.input]
-        path = self._from_recipe(self.paths[place.input])
+        path, identity, limit = self._opened[place.input]
         self._entries[place.input] = _Entry(path, identity, place.offset, line, place.rows, place.digest, limit)
         self._at = place.input
 
