@@ -134,6 +134,9 @@ class Projection:
     which takes only the types there were: what fits has them, so that nobody needs to look at the values (`kinds`).
     """
 
+    flat = False
+    """Whether it decodes only records that have no arrays and objects inside."""
+
     __slots__ = (
         "_access",
         "_decode",

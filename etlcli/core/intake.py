@@ -62,9 +62,11 @@ def _clean_batch(chunk: bytes, lines: list[bytes], span: Span, project: Projecti
     decoded = _decoded(lines, project)
     if decoded is None and project is not project.plain:
         decoded = _decoded(lines, project.plain)
-    if decoded is None or (_may_be_deep(chunk, lines) and any(map(too_deep, lines))):
+    if decoded is None:
         return None
     fitted, structs = decoded
+    if not fitted.flat and _may_be_deep(chunk, lines) and any(map(too_deep, lines)):
+        return None
     return Batch(len(lines), chunk=chunk, whole=lines, span=span, structs=structs, projected=fitted)
 
 

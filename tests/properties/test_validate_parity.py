@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -233,12 +234,26 @@ TYPED_SCHEMA = {
     "e": {"enum": ["x", 3, None]},
 }
 members = {name: st.sampled_from(tokens.split()) for name, tokens in TYPED.items()}
+typed = st.lists(
+    st.fixed_dictionaries({}, optional=members) | st.fixed_dictionaries({"s": members["s"], "z": members["z"]})
+)
 
 
-@settings(deadline=None)
-@given(st.lists(st.fixed_dictionaries({}, optional=members) | st.fixed_dictionaries({"s": members["s"]}), min_size=3))
-def test_one_decode_proves_and_keeps_scalars(records: list[dict[str, str]]) -> None:
-    known = Schema({"properties": TYPED_SCHEMA}, "s")
+@pytest.fixture
+def small_blocks() -> Iterator[None]:
+    """In which few strings are learned at once, and of two that are known no more."""
+    numbers = {"_BLOCK": 2, "_PAUSE": 1, "_FEW": 2}
+    with mock.patch.multiple("etlcli.schema.shape", **numbers):
+        yield
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(typed, min_size=1), st.sampled_from([[], ["s"], ["z", "b"]]), st.booleans())
+def test_one_decode_proves_and_keeps_scalars(
+    small_blocks: None, batches: list[list[dict[str, str]]], required: list[str], closed: bool
+) -> None:
+    schema = {"properties": TYPED_SCHEMA, "required": required, "additionalProperties": not closed}
+    known = Schema(schema, "s")
     alone, shared = (
         Shape.of(known, lambda part: subvalidator(part, known.draft, False), formats=False) for _ in range(2)
     )
@@ -246,15 +261,49 @@ def test_one_decode_proves_and_keeps_scalars(records: list[dict[str, str]]) -> N
     plain = projection(tuple((name,) for name in TYPED))
     both = shared.projection(plain)
     assert both
-    lines = ["{" + ",".join(f'"{name}":{token}' for name, token in record.items()) + "}" for record in records]
-    chunk = "".join(line + "\n" for line in lines).encode()
-    with mock.patch("etlcli.schema.shape._BLOCK", 2):
+    for records in batches:
+        lines = ["{" + ",".join(f'"{name}":{token}' for name, token in record.items()) + "}" for record in records]
+        chunk = "".join(line + "\n" for line in lines).encode()
         batch, same = (parse(chunk, Span("in", 1, 0, chunk), how).batch for how in (both, plain))
-    assert list(shared.suspects(batch)) == list(alone.suspects(same))
-    assert repr(batch.columns(plain.paths)) == repr(same.columns(plain.paths))
-    rows = batch.rows(plain.paths)
-    for path, column in zip(plain.paths, same.columns(plain.paths), strict=True):
-        assert rows.kinds(path) >= set(map(type, column)), path
+        assert list(shared.suspects(batch)) == list(alone.suspects(same))
+        assert repr(batch.columns(plain.paths)) == repr(same.columns(plain.paths))
+        rows = batch.rows(plain.paths)
+        for path, column in zip(plain.paths, same.columns(plain.paths), strict=True):
+            assert rows.kinds(path) >= set(map(type, column)), path
+
+
+def test_a_field_of_few_strings_is_of_that_type(small_blocks: None) -> None:
+    known = Schema({"properties": {"s": {"type": "string", "pattern": "^a*$"}}}, "s")
+    shape = Shape.of(known, lambda part: subvalidator(part, known.draft, False), formats=False)
+    assert shape
+    both = shape.projection(projection((("s",),)))
+    assert both
+    checked = mock.Mock(wraps=shape._checks[0].bad)
+
+    def suspects(*strings: str) -> list[int]:
+        chunk = b"".join(b'{"s":"%b"}\n' % string.encode() for string in strings)
+        with mock.patch.object(shape._checks[0], "bad", checked):
+            return list(shape.suspects(parse(chunk, Span("in", 1, 0, chunk), both).batch))
+
+    assert suspects("a", "aa", "a", "aa") == []
+    assert checked.call_count == 1  # the second block is of known strings
+    assert suspects("a", "b", "aaa", "aa") == [1]
+    assert checked.call_count == 3
+    assert suspects("a", "aa", "aaa", "aa") == []
+    assert checked.call_count == 5  # there are more than a few
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_what_is_nested_too_deeply_is_refused_whatever_a_shape_expects(closed: bool) -> None:
+    known = Schema({"properties": {"n": {"type": "integer"}}, "additionalProperties": not closed}, "s")
+    shape = Shape.of(known, lambda part: subvalidator(part, known.draft, False), formats=False)
+    both = shape and shape.projection(projection((("n",),)))
+    assert both and both.flat == closed
+    deep = b"[" * 300 + b"]" * 300
+    chunk = b'{"n":1}\n{"n":%b}\n{"n":2,"x":%b}\n' % (deep, deep)
+    batch, rejects, _ = parse(chunk, Span("in", 1, 0, chunk), both)
+    assert batch.columns((("n",),)) == [[1]]
+    assert [reject.code for reject in rejects] == ["too_deep", "too_deep"]
 
 
 def test_one_decode_serves_the_sample() -> None:
