@@ -7,6 +7,8 @@ process and later in many: `prepare` is pure and may run anywhere, `apply` is or
     intake.py    bytes of whole lines -> a Batch of valid records, and the rejects
     batch.py     Batch, Origin
     fields.py    field paths and projected decoding
+    access.py    values of fields out of decoded records
+    code.py      functions that are written at run time
     edit.py      changing some fields of a record, leaving the bytes of the others alone
     expressions.py, functions.py
                  text -> checked tree -> code over columns, and what its operations do

@@ -93,9 +93,9 @@ class Span:
 
     Row i is line `line + i` of the input and starts where the i-th line of `raw` does, unless the format says otherwise
     through `lines` and `offsets` (a CSV record can span lines, a JSON array has several records on one). `raw` are the
-    lines as they were read, with their newlines, in one piece or cut. Where `line` is not known yet, `find_line` finds it,
-    and `find_lengths` finds those of the lines where they were left; both are asked when somebody wants to know, perhaps in
-    another thread.
+    lines as they were read, with their newlines, in one piece or cut. Where `line` is not known yet, `find_line` finds it;
+    `find_lengths` those of the lines, where another process left them behind. They are asked when somebody wants to know,
+    perhaps in another thread.
     """
 
     __slots__ = ("_sizes", "_starts", "find_lengths", "find_line", "line", "lines", "offset", "offsets", "path", "raw")
