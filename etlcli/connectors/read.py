@@ -63,7 +63,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         self._extents = ExtentReader()
         ctx.resources.callback(self._extents.close)
         self._reached: dict[int, _Reached] = {}
-        """For the input that is read, and those that are read ahead of it."""
+        """For the input that is read, and those that are read ahead of it, in order."""
         self._rests = True
 
     def parts(self) -> Iterator[_Part | Prepared]:
@@ -131,7 +131,8 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
             read.span.find_lengths = partial(reached.lengths, read.span.offset, read.place.offset, self.params.max_line)
             line = reached.line + read.rows
             self._reached[read.place.input] = reached._replace(offset=read.place.offset, line=line)
-            self._reached.pop(read.place.input - 1, None)
+            while (earlier := next(iter(self._reached))) < read.place.input:
+                del self._reached[earlier]
         self._rests = read.place is not None
         if read.place:
             self._progress.passed(read.place, line)

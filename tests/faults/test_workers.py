@@ -232,6 +232,18 @@ def test_records_do_not_wait_for_more_input() -> None:
     assert process.wait() == 0
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_no_input_stays_open_behind_its_end(tmp_path: Path, workers: str) -> None:
+    """Not even where others, which are empty, come between."""
+    for number in range(300):
+        (tmp_path / f"{number:03}.ndjson").write_bytes(b'{"n":%d}\n' % number if number % 3 else b"")
+    command = [BIN / "etl", "filter", "n >= 0", "*.ndjson", "--workers", workers]
+    few = ["sh", "-c", 'ulimit -n 40; exec "$@"', "sh"]
+    done = subprocess.run([*few, *command], cwd=tmp_path, capture_output=True, env=environment())
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"".join(b'{"n":%d}\n' % number for number in range(300) if number % 3)
+
+
 @pytest.mark.parametrize("how", ["replaced", "cut short"])
 def test_a_file_that_changes_while_it_is_read(running: subprocess.Popen[bytes], tmp_path: Path, how: str) -> None:
     big = tmp_path / "big.ndjson"
