@@ -15,7 +15,7 @@ from etlcli.errors import CheckpointError
 from etlcli.formats import RawChunk, Reader, ReadOptions, format_of, module
 from etlcli.formats.ndjson import without_bom
 from etlcli.io.compression import is_compressed, method_of, opened
-from etlcli.io.extents import Extent, ExtentReader, extents_of, start_of
+from etlcli.io.extents import Extent, ExtentReader, extents_of, lines_between, start_of
 from etlcli.io.inputs import STDIN, Input, InputStream, Limited, Prefixed, Watched, check_input, open_input, size_of
 from etlcli.registry import FORMATS
 
@@ -63,7 +63,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         self._extents = ExtentReader()
         ctx.resources.callback(self._extents.close)
         self._reached: dict[int, _Reached] = {}
-        """For the input that is read, and those that are read ahead of it, in order."""
+        """For the input that is read, and those that are read ahead of it."""
         self._rests = True
 
     def parts(self) -> Iterator[_Part | Prepared]:
@@ -82,9 +82,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
                 if first is not None and isinstance(stream, InputStream):
                     skipped = without_bom(first, stream.path, self.ctx.log)
                     for extent in extents_of(stream, path, first, skipped, start.offset, start.limit):
-                        if number not in self._reached:
-                            reader = ExtentReader(stream)
-                            self._reached[number] = _Reached(reader, extent, extent.start, start.line)
+                        self._reached.setdefault(number, _Reached(extent, extent.start, start.line))
                         yield _Part(extent, Place(number, extent.end))
                 else:
                     self._stream = watched = Watched(stream, partial(self.ctx.waiting, "input"), self._count)
@@ -112,9 +110,9 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         return Prepared(batch, rejects, _blank(blank), read)
 
     def packed(self, prepared: Prepared, *, placed: bool) -> Prepared:
-        """The lengths of an extent's lines tell places, and nothing else."""
+        """The lengths of lines tell places, and nothing else."""
         read: _Read | None = prepared.extra
-        if read and read.span and read.place and not placed:
+        if read and read.span and not placed:
             read.span.leave_lengths()
         return prepared
 
@@ -128,11 +126,9 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         if read.span and read.place:
             reached = self._reached[read.place.input]
             read.span.starts_at(reached.line)
-            read.span.find_lengths = partial(reached.lengths, read.span.offset, read.place.offset, self.params.max_line)
             line = reached.line + read.rows
             self._reached[read.place.input] = reached._replace(offset=read.place.offset, line=line)
-            while (earlier := next(iter(self._reached))) < read.place.input:
-                del self._reached[earlier]
+            self._reached.pop(read.place.input - 1, None)
         self._rests = read.place is not None
         if read.place:
             self._progress.passed(read.place, line)
@@ -141,9 +137,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         """Lines that only a count of those before can number are counted when somebody asks."""
         read: _Read | None = prepared.extra
         if read and read.span and read.place:
-            reached = self._reached[read.place.input]
-            read.span.find_line = partial(reached.line_at, read.span.offset)
-            read.span.find_lengths = partial(reached.lengths, read.span.offset, read.place.offset, self.params.max_line)
+            read.span.find_line = partial(_line_at, self._reached[read.place.input], read.span.offset)
 
     def snapshot(self) -> State | None:
         return self._progress.snapshot() if self._rests else None
@@ -237,23 +231,17 @@ class _Part(NamedTuple):
 
 
 class _Reached(NamedTuple):
-    """How far an input was read in order: the `line` is the first that begins at `offset` or behind it. What else is to be
-    known of the file is read of it again, whatever has its name by then."""
+    """How far an input was read in order: the `line` is the first that begins at `offset` or behind it."""
 
-    reader: ExtentReader
     extent: Extent
     """Any of the input."""
     offset: int
     line: int
 
-    def line_at(self, offset: int) -> int:
-        """The number of the line that begins there."""
-        return self.line + self.reader.count(self.extent, self.offset, offset)
 
-    def lengths(self, start: int, end: int, max_line: int) -> list[int]:
-        """Of the lines that begin from the start, where one does, to the end."""
-        found = self.reader.read(self.extent._replace(start=start, end=end), max_line)
-        return list(map(len, whole_lines_of(found.chunk)))
+def _line_at(reached: _Reached, offset: int) -> int:
+    """The number of the line that begins there."""
+    return reached.line + lines_between(reached.extent, reached.offset, offset)
 
 
 class _Read(NamedTuple):

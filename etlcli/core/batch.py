@@ -94,11 +94,10 @@ class Span:
     Row i is line `line + i` of the input and starts where the i-th line of `raw` does, unless the format says otherwise
     through `lines` and `offsets` (a CSV record can span lines, a JSON array has several records on one). `raw` are the
     lines as they were read, with their newlines, in one piece or cut. Where `line` is not known yet, `find_line` finds it;
-    `find_lengths` those of the lines, where another process left them behind. They are asked when somebody wants to know,
-    perhaps in another thread.
+    it is asked when somebody wants to know, perhaps in another thread.
     """
 
-    __slots__ = ("_sizes", "_starts", "find_lengths", "find_line", "line", "lines", "offset", "offsets", "path", "raw")
+    __slots__ = ("_sizes", "_starts", "find_line", "line", "lines", "offset", "offsets", "path", "raw")
 
     def __init__(
         self,
@@ -114,7 +113,6 @@ class Span:
         self.path = path
         self.line = line
         self.find_line: Callable[[], int] | None = None
-        self.find_lengths: Callable[[], Iterable[int]] | None = None
         self.offset = offset
         self.raw = raw
         self.lines = lines
@@ -128,15 +126,18 @@ class Span:
         return Span, (self.path, self.line, self.offset, b"", self.lines, self.offsets, sizes)
 
     def leave_lengths(self) -> None:
-        """Another process, which is about to get it, can find them."""
+        """They do not go along to another process: nobody will ask there where a row was, or `raw` follows."""
         self._sizes = array("L")
+
+    @property
+    def lacks_lengths(self) -> bool:
+        return self._sizes is not None and not self._sizes
 
     def origin(self, row: int) -> Origin:
         if self.lines is not None and self.offsets is not None:
             return Origin(self.path, self.lines[row], self.offsets[row])
         if self._starts is None:
-            lengths = self._sizes or (self.find_lengths or self._lengths)()
-            self._starts = list(accumulate(lengths, initial=self.offset))
+            self._starts = list(accumulate(self._sizes or self._lengths(), initial=self.offset))
         find_line = self.find_line
         if find_line:
             self.starts_at(find_line())
@@ -469,6 +470,8 @@ class Batch:
         if self.count:
             given.update(zip(paths, self.columns(paths), strict=True))
             given.update((column.name, self.derived(column)) for column in derived)
+        if self._span and self._is_all_of(self._span):
+            self._span.leave_lengths()
         return self._dressed(given, chunk=b"")
 
     def columns_only(self, paths: tuple[Path, ...]) -> Batch:
@@ -479,7 +482,13 @@ class Batch:
 
     def clothed(self, chunk: bytes) -> Batch:
         """A bare batch with its bytes."""
+        if self._span and self._span.lacks_lengths:
+            self._span.raw = chunk
         return self._dressed(self._given, chunk=chunk)
+
+    def _is_all_of(self, span: Span) -> bool:
+        """Whether its lines are those of the span, as they were read."""
+        return self._rows is None and self._whole is not None and self._whole is span.raw
 
     def _dressed(self, given: _Given, **forms: Any) -> Batch:
         return Batch(self.count, span=self._span, rows=self._rows, kin=self._kin, given=given, **forms)

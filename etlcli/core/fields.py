@@ -235,7 +235,8 @@ def access_to(paths: Iterable[Path], attributes: Mapping[str, str] | None) -> Ac
     return Access(terms, **names)
 
 
-def access_to_tuples(paths: Iterable[Path]) -> Access:
+@lru_cache(maxsize=64)
+def access_to_tuples(paths: tuple[Path, ...]) -> Access:
     """To the values of paths in tuples of them."""
     return Access({path: f"row[{number}]" for number, path in enumerate(paths)})
 

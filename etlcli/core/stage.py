@@ -166,8 +166,8 @@ class Source(Component):
         raise NotImplementedError
 
     def packed(self, prepared: Prepared, *, placed: bool) -> Prepared:
-        """What another process, where `apply` is called, needs of what was prepared. If `placed`, it will ask where records
-        were read; otherwise it may ask where one was."""
+        """What another process, where `apply` is called, needs of what was prepared. Not `placed`: no record goes there of
+        which anybody could ask where it was read."""
         return prepared
 
     def apply(self, prepared: Prepared) -> None:

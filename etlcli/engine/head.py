@@ -107,8 +107,8 @@ class Head:
             for reject in prepared.rejects:
                 reject.leave_unexplained()
             packed.append(prepared if at in kept else prepared._replace(batch=self._for_meters(at, prepared.batch)))
-        rejected = any(prepared.rejects for prepared in packed)
-        packed[0] = self._source.component.packed(packed[0], placed=rejected)
+        placed = any(prepared.batch.count or prepared.rejects for prepared in packed)
+        packed[0] = self._source.component.packed(packed[0], placed=placed)
         batch = packed[last].batch
         packed[last] = packed[last]._replace(batch=batch.bare(self._behind))
         return worked._replace(prepared=packed), batch.chunk

@@ -72,16 +72,11 @@ def extents_of(
 
 
 class ExtentReader:
-    """Reads extents; each process has its own, which any thread of it may ask. It keeps the last file open, and begins with
-    that of the stream, where one is given."""
+    """Reads extents; each process has its own. It keeps the last file open."""
 
-    def __init__(self, stream: InputStream | None = None) -> None:
+    def __init__(self) -> None:
         self._fd = -1
         self._file: tuple[int, int] | None = None
-        if stream:
-            self._fd = os.dup(stream.fd)
-            status = os.fstat(self._fd)
-            self._file = status.st_dev, status.st_ino
 
     def read(self, extent: Extent, max_line: int) -> Lines:
         """Raises InputOutputError when the disk fails, and when the file is seen to have been replaced, cut short or
@@ -115,8 +110,7 @@ class ExtentReader:
         return None
 
     def count(self, extent: Extent, start: int, end: int) -> int:
-        """How many lines of the extent's file begin in a stretch of it, which need not be the extent's own; at its end, a
-        line begins or the file ends. Raises InputOutputError as `read` does."""
+        """As `lines_between`."""
         self._open(extent)
         # A line begins behind the end of another, and the first one at the beginning.
         base = max(start - 1, extent.first)
@@ -129,8 +123,6 @@ class ExtentReader:
         if self._fd > 0:
             os.close(self._fd)
         self._fd = -1
-
-    __del__ = close
 
     def _open(self, extent: Extent) -> None:
         if self._file == extent.file:
@@ -157,6 +149,16 @@ class ExtentReader:
             if found >= 0:
                 return at + found - start
         return extent.limit - start
+
+
+def lines_between(extent: Extent, start: int, end: int) -> int:
+    """How many lines of the extent's file begin in a stretch of it, which need not be the extent's own; where it ends, a
+    line begins or the file ends. Any thread may ask. Raises InputOutputError as `ExtentReader.read` does."""
+    reader = ExtentReader()
+    try:
+        return reader.count(extent, start, end)
+    finally:
+        reader.close()
 
 
 def _pread(fd: int, size: int, offset: int, path: str) -> bytes:

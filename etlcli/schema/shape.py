@@ -26,7 +26,7 @@ from msgspec import UNSET, Meta, Raw
 
 from etlcli.core.access import Access
 from etlcli.core.batch import Batch
-from etlcli.core.fields import Decode, Path, Projection, access_to, access_to_tuples
+from etlcli.core.fields import NULLS, Decode, Path, Projection, access_to, access_to_tuples
 from etlcli.schema.load import Schema
 
 _SCALAR = {"type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength",
@@ -44,6 +44,7 @@ _KNOWN = 20_000
 _MAX_NODES = 5_000
 _BLOCK = 256
 _PAUSE = 8
+_LONGEST_PAUSE = 4096
 _FEW = 256
 
 # The types are made at run time, which a type checker need not follow.
@@ -105,10 +106,8 @@ class Shape:
         kinds: dict[Path, frozenset[type]] = {
             (name,): scalar.kinds for name, scalar in self._scalars.items() if scalar.kinds
         }
-        self._projection = _Proof(plain, record, names, kinds, self._checks)
-        self._projection.flat = record.__struct_config__.forbid_unknown_fields and self._scalars.keys() == set(
-            record.__struct_encode_fields__
-        )
+        flat = self._record.__struct_config__.forbid_unknown_fields and self._scalars.keys() == known
+        self._projection = _Proof(plain, record, names, kinds, self._checks, flat=flat)
         return self._projection
 
     def suspects(self, batch: Batch) -> Sequence[int]:
@@ -144,7 +143,7 @@ class Shape:
 
 class _Scalar(NamedTuple):
     """A field that can be neither an array nor an object: its attribute, and the types that its values can have, if these
-    are always exact."""
+    say something of it: where a value may be inexact, or null and missing, it is better looked at."""
 
     attribute: str
     kinds: frozenset[type] | None
@@ -176,10 +175,13 @@ class _Proof(Projection):
         names: Mapping[str, str],
         kinds: Mapping[Path, frozenset[type]],
         checks: list[_StringCheck],
+        *,
+        flat: bool,
     ) -> None:
         """`names` are the attributes of the record's fields."""
         super().__init__(plain.paths)
         self.plain = plain
+        self.flat = flat
         self.kinds = {path: kinds[path] for path in plain.paths if path in kinds}
         self._record = record
         self._decode = msgspec.json.Decoder(record).decode
@@ -200,15 +202,17 @@ class _Proof(Projection):
 
     def _rows(self, lines: Sequence[bytes]) -> tuple[list[Any], list[_StringCheck]]:
         """The records, and how they are to be checked."""
-        if not self._left:
-            decode, checks = self._narrowed_by = self._narrowed_by or self._learned()
-            try:
-                return list(map(decode, lines)), checks
-            except msgspec.ValidationError:
-                self._narrowed_by = None
-                self._left = self._pause = 2 * self._pause
-        self._left -= 1
-        return list(map(self._decode, lines)), self._checks
+        if self._left:
+            self._left -= 1
+            return list(map(self._decode, lines)), self._checks
+        decode, checks = self._narrowed_by = self._narrowed_by or self._learned()
+        try:
+            return list(map(decode, lines)), checks
+        except msgspec.ValidationError:
+            rows = list(map(self._decode, lines))  # if that fails, too, it was not for a string
+        self._narrowed_by = None
+        self._left = self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return rows, self._checks
 
     def _learned(self) -> tuple[Decode, list[_StringCheck]]:
         few = {check: strings for check in self._checks if check.field and 0 < len(strings := check.strings) <= _FEW}
@@ -363,7 +367,8 @@ class _Builder:
             renamed[attribute] = name
             if values is None and _is_scalar(self._followed(properties.get(name, True))):
                 kinds = _exact_kinds(self._followed(properties.get(name, True)))
-                self.scalars[name] = _Scalar(attribute, kinds if name in required else kinds and kinds | {type(UNSET)})
+                there = kinds if name in required else kinds and kinds | {type(UNSET)}
+                self.scalars[name] = _Scalar(attribute, None if there and there >= NULLS else there)
                 if len(self.checks) > checked and kinds and kinds <= {str, type(None)}:
                     self.checks[-1].field = _Field(name, attribute, name in required, type(None) in kinds)
         return _struct(fields, renamed, forbid_unknown_fields=not is_open)
@@ -420,7 +425,7 @@ def _is_scalar(node: Any) -> bool:
 def _exact_kinds(node: dict[str, Any]) -> frozenset[type] | None:
     """The types of the values of a scalar subschema, as `_Builder` takes it over; None where a number may be inexact."""
     if "enum" in node or "const" in node:
-        return frozenset({str, int, type(None)})
+        return frozenset(map(type, node.get("enum", [node.get("const")]))) & {str, int, type(None)}
     named = _kinds(node)
     return None if "number" in named else frozenset(_TYPES[kind] for kind in named)
 

@@ -232,6 +232,48 @@ def test_records_do_not_wait_for_more_input() -> None:
     assert process.wait() == 0
 
 
+@pytest.mark.parametrize("head", [[], [{"uses": "filter", "with": {"expr": "id % 5 != 0"}}],
+                                  [{"uses": "map", "with": {"set": ["more = id * 1000"]}}]])  # fmt: skip
+def test_what_is_refused_late_is_found_where_it_was_read(tmp_path: Path, head: list[object]) -> None:
+    """Whether a worker passed on all lines as they were, or only some, or others."""
+    lines = [b'{"id":%d,"text":"%s"}' % (number, b"x" * (number % 70)) for number in range(3000)]
+    contents = {
+        "1-plain": b"\n".join([*lines[:1000], b""]),
+        "2-windows": b"\r\n".join([*lines[1000:1500], b""]),
+        "3-blank": b"\n\n".join(lines[1500:2000]),
+        "4-bad": b"\n".join([*lines[2000:2500], b"nothing", *lines[2500:]]),
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.ndjson").write_bytes(content)
+    late = {"uses": "retry-wrap", "with": {"command": ["sh", "-c", "grep -v :.*77 || true"], "isolate": True}}
+    recipe = {
+        "version": 1,
+        "source": {"uses": "read", "with": {"paths": ["*.ndjson"]}, "on_error": {"then": "skip"}},
+        "steps": [
+            *head,
+            {"uses": "dedupe-cache", "with": {"key": ["id"]}},
+            late | {"on_error": {"then": "quarantine"}},
+        ],
+        "sink": {"uses": "write", "with": {"path": "out.ndjson"}},
+        "errors": {"max": "100%", "quarantine": "q.ndjson"},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    found = []
+    for workers in ("1", "2", "3"):
+        done = run_etl("run", "recipe.yaml", "--workers", workers, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        rejects = list(map(json.loads, (tmp_path / "q.ndjson").read_text().splitlines()))
+        found.append([(reject["raw"], reject["origin"]) for reject in rejects])
+        (tmp_path / "q.ndjson").unlink()
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) > 20
+    for raw, origin in found[0]:
+        content = contents[Path(origin["path"]).stem]
+        line = content[origin["offset"] :].splitlines()[0]
+        assert json.loads(line)["id"] == json.loads(raw)["id"]
+        assert content.count(b"\n", 0, origin["offset"]) + 1 == origin["line"]
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_no_input_stays_open_behind_its_end(tmp_path: Path, workers: str) -> None:
     """Not even where others, which are empty, come between."""

@@ -73,26 +73,6 @@ def test_short_lines_make_small_extents(tmp_path: Path) -> None:
     assert max(chunk.count(b"\n") for chunk, *_ in read(path, 1 << 20)) <= extents._LINES + 1
 
 
-@settings(max_examples=150, deadline=None)
-@given(lines, st.integers(1, 40), st.integers(1, 8))
-def test_lines_are_found_again_and_counted(lines: list[bytes], part: int, max_line: int) -> None:
-    """By who knows where those of an extent begin, and has the file open."""
-    content = b"\n".join([*lines, b""])
-    with tempfile.TemporaryDirectory() as directory, mock.patch.object(extents, "PART", part):
-        path = Path(directory, "in")
-        path.write_bytes(content)
-        stream = open_input(str(path))
-        reader = ExtentReader(stream)
-        path.rename(Path(directory, "rotated"))
-        path.write_bytes(b"{}\n")
-        for extent in extents_of(stream, str(path), start_of(stream) or b"", 0):
-            found = reader.read(extent, max_line)
-            assert reader.read(extent._replace(start=found.offset), max_line) == found
-            if found.chunk or found.long_size:
-                assert reader.count(extent, 0, found.offset) == content[: found.offset].count(b"\n")
-        stream.close()
-
-
 def test_what_is_appended_later_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "in"
     path.write_bytes(b"{}\n{")
