@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from conftest import environment
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from etlcli.core import expressions
+from etlcli.core import access, expressions
 from etlcli.core.batch import Batch
 from etlcli.core.expressions import MAX_SOURCE, Expression
+from etlcli.core.fields import MISSING, Path, Projection
 
 LINES = [
     b'{"a":1,"b":"x","c":[1,"y",{"z":2}],"o":{"__class__":1}}',
@@ -120,6 +122,40 @@ def test_nothing_but_a_value_error(text: str) -> None:
     attempt(text)
 
 
+def names_in(seen: list[CodeType]) -> set[str]:
+    """All names that the code looks up."""
+    names: set[str] = set()
+    while seen:
+        code = seen.pop()
+        names |= set(code.co_names)
+        seen += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return names
+
+
+@pytest.mark.parametrize("quoted", [[], [('"',), ("\\",)]])
+def test_code_that_takes_fields_has_no_names_of_theirs(quoted: list[Path]) -> None:
+    """Neither where the decoder has them as attributes, nor where it cannot."""
+    paths: tuple[Path, ...] = (("__class__",), ("f0; import os",), ("__import__('os')", "x"), ("row",), ("",), *quoted)
+    seen: list[CodeType] = []
+    real = access.function
+
+    def watching(tree: ast.expr, names: dict[str, Any]) -> Any:
+        seen.append(compile(ast.fix_missing_locations(ast.Expression(tree)), "", "eval"))
+        return real(tree, names)
+
+    project = Projection(paths)
+    _, rows = project.decoded([b'{"__class__":1,"row":2,"":3,"\\"":4,"__import__(\'os\')":{"x":5}}'] * 2)
+    with mock.patch.object(access, "function", watching):
+        found = [project.access.values(path)(rows)[0] for path in paths]
+        assert found[:5] == [1, MISSING, 5, 2, 3] and found[5:6] in ([], [4])
+        assert [len(project.access.present(path)(rows)) for path in paths[:2]] == [2, 0]
+        assert project.access.dealer(paths[2:4])(rows) == [rows]
+        assert project.access.tuples(paths)(rows)[1] == tuple(found)
+    assert seen
+    allowed = {"walk", "append", "missing"}
+    assert not {name for name in names_in(seen) - allowed if not re.fullmatch(r"(f|path)\d+", name)}
+
+
 def test_what_is_compiled_is_ours() -> None:
     """The names in the code of an expression are its parameters, what this package defines, and no attribute but those that
     are written down here."""
@@ -140,11 +176,7 @@ def test_what_is_compiled_is_ours() -> None:
                 expression = Expression(text)
                 columns = Batch.of_lines(lines).columns(expression.paths)
                 expression.values(len(lines), columns)
-    names: set[str] = set()
-    while seen:
-        code = seen.pop()
-        names |= set(code.co_names)
-        seen += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    names = names_in(seen)
     allowed = {"lower", "upper", "strip", "startswith", "endswith", "zip", "range"}
     assert not {name for name in names - allowed if not (name[0] == "k" and name[1:].isdigit())}
 
