@@ -141,6 +141,11 @@ class Declared:
             setattr(self, option.attribute, parsed)
         self.verify()
 
+    @property
+    def needs_order(self) -> bool:
+        """Whether a stage with these options goes by the order of its input, so that a run keeps it."""
+        return False
+
     def verify(self) -> None:
         """For subclasses: whether the values go together. Raises ValueError, `option: reason`."""
 

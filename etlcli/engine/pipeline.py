@@ -303,10 +303,12 @@ class Pipeline:
         return max(1, min(available_cpus(), source.size() // _WORTH))
 
     def _keeps_order(self, stage: Stage | None = None) -> bool:
-        """Whether records go on in the order of the input, or that in which they come to a stage. With checkpoints a sink
-        that writes elsewhere may have to recognise what it is given again, and does so by its order."""
+        """Whether records go on in the order of the input, or that in which they come to a stage. Some stages go by it.
+        With checkpoints a sink that writes elsewhere may have to recognise what it is given again, and does so by its
+        order."""
         elsewhere = self._keeper and any(find("sink", spec.uses).elsewhere for spec in self.recipe.sinks)
-        return bool(elsewhere) or (self.recipe.ordered and getattr(stage, "in_order", True))
+        needed = bool(elsewhere) or any(spec.params.needs_order for spec in self.recipe.stages)
+        return needed or (self.recipe.ordered and getattr(stage, "in_order", True))
 
     def _head_length(self, stages: Sequence[StageStep]) -> int:
         """How many steps belong to the pipeline's head."""

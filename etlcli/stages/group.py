@@ -97,6 +97,10 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
         assume_sorted = params.flag("Groups are together in the input already: hold one at a time.")
         temp_dir = params.path("Directory for groups that do not fit into memory.", metavar="DIR")
 
+        @property
+        def needs_order(self) -> bool:
+            return bool(self.assume_sorted)
+
         def verify(self) -> None:
             if not self.by and not self.agg:
                 raise ValueError("by: group needs by or agg")

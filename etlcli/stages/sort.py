@@ -70,6 +70,10 @@ checkpoint needs the runs."""
         merge = params.flag("Merge inputs that are sorted already; an input that is not is an error.")
         temp_dir = params.path("Directory for runs that do not fit into memory.", metavar="DIR")
 
+        @property
+        def needs_order(self) -> bool:
+            return bool(self.check or self.merge)
+
         def verify(self) -> None:
             if self.check and (self.merge or self.top):
                 raise ValueError("check: goes with neither merge nor top")

@@ -258,3 +258,26 @@ def test_incremental_runs_read_all_once(tmp_path: Path) -> None:
                               env=environment(ETL_TEST_DELAY="3"), capture_output=True, timeout=60)  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert sorted((tmp_path / "out").read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["group", "--by", "key", "--agg", "n=count()", "--assume-sorted"],
+        ["sort", "--by", "key", "--check"],
+        ["sort", "--by", "key", "--merge"],
+        ["filter", "id >= 0"],
+    ],
+)
+def test_order_is_kept_for_who_goes_by_it(tmp_path: Path, args: list[str]) -> None:
+    """And, of these, by nobody else."""
+    lines = [b'{"id":%d,"key":%d,"text":"%s"}' % (number, number // 7, b"x" * 50) for number in range(3000)]
+    (tmp_path / "in.ndjson").write_bytes(b"\n".join([*lines, b""]))
+    done = {}
+    for how in ((), ("--workers", "3", "--unordered")):
+        command = [sys.executable, SPLIT_ETL, *args, "in.ndjson", *how]
+        env = environment(ETL_TEST_PART="1000", ETL_TEST_DELAY="8")
+        done[how] = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=60)
+        assert done[how].returncode == 0, done[how].stderr
+    ordered, unordered = (each.stdout for each in done.values())
+    assert (ordered == unordered) == (args[0] != "filter")
