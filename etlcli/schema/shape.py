@@ -44,6 +44,7 @@ _KNOWN = 20_000
 _MAX_NODES = 5_000
 _BLOCK = 256
 _PAUSE = 8
+"""Blocks before strings are learned for the first time."""
 _LONGEST_PAUSE = 4096
 _FEW = 256
 
@@ -159,8 +160,7 @@ class _Proven(list[Any]):
 
 class _Proof(Projection):
     """Decodes records by a shape, checks them, and keeps of each the values of the plain projection's paths, as a tuple. It
-    goes block by block, so that what is not kept is gone before it has left the processor's cache: this takes two thirds of
-    the time.
+    goes block by block, so that what is not kept is gone before it has left the processor's cache.
 
     Where a field has turned out to have few different strings, they become its type, so that nobody needs to look them up.
     A string that is new ends that, for twice as many blocks as before.
@@ -276,11 +276,9 @@ class _StringCheck:
 def _bad(checks: Iterable[_StringCheck], rows: Sequence[Any]) -> list[int]:
     """The places of the records that have a string which is not valid, in order."""
     bad = [(check, strings) for check in checks if (strings := check.bad(rows))]
-    return (
-        [place for place, row in enumerate(rows) if any(check.hits(row, strings) for check, strings in bad)]
-        if bad
-        else []
-    )
+    if not bad:
+        return []
+    return [place for place, row in enumerate(rows) if any(check.hits(row, strings) for check, strings in bad)]
 
 
 class _Builder:
@@ -365,8 +363,8 @@ class _Builder:
                 continue
             fields.append((attribute, kind) if name in required else (attribute, kind, UNSET))
             renamed[attribute] = name
-            if values is None and _is_scalar(self._followed(properties.get(name, True))):
-                kinds = _exact_kinds(self._followed(properties.get(name, True)))
+            if values is None and _is_scalar(inner := self._followed(properties.get(name, True))):
+                kinds = _exact_kinds(inner)
                 there = kinds if name in required else kinds and kinds | {type(UNSET)}
                 self.scalars[name] = _Scalar(attribute, None if there and there >= NULLS else there)
                 if len(self.checks) > checked and kinds and kinds <= {str, type(None)}:
