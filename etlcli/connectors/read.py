@@ -96,18 +96,16 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         project = self.ctx.project
         if isinstance(part.what, RawChunk):
             raw = part.what
-            batch, rejects, blank = parse(raw.chunk, raw.span, project, self.params.max_line, raw.lines)
+            batch, rejects, blank = parse(raw.chunk, raw.span, project, self.params.max_line)
             return Prepared(batch, rejects, _blank(blank), _Read(part.place))
         size = part.what.end - part.what.start
         found = self._extents.read(part.what, self.params.max_line)
-        lines = whole_lines_of(found.chunk)
-        span = Span(part.what.name, 1, found.offset, lines)
-        batch, rejects, blank = parse(found.chunk, span, project, self.params.max_line, lines)
+        span = Span(part.what.name, 1, found.offset, found.chunk)
+        intake = parse(found.chunk, span, project, self.params.max_line)
         if found.long:
-            row = len(lines)
-            rejects.append(too_long(found.long, found.long_size, (span, row), self.params.max_line, row))
-        read = _Read(part.place, span, len(lines) + bool(found.long), size)
-        return Prepared(batch, rejects, _blank(blank), read)
+            row = intake.lines
+            intake.rejects.append(too_long(found.long, found.long_size, (span, row), self.params.max_line, row))
+        return Prepared(intake.batch, intake.rejects, _blank(intake.blank), _Read(part.place, span, intake.lines, size))
 
     def packed(self, prepared: Prepared, *, placed: bool) -> Prepared:
         """The lengths of lines tell places, and nothing else."""
@@ -272,7 +270,7 @@ class _Rows:
 
     def passed(self, item: RawChunk | Reject) -> RawChunk | Reject | None:
         """What is new of the next rows."""
-        lines = [item.raw + b"\n"] if isinstance(item, Reject) else item.lines or whole_lines_of(item.chunk)
+        lines = [item.raw + b"\n"] if isinstance(item, Reject) else whole_lines_of(item.chunk)
         left, count = max(0, self._before - self.count), len(lines)
         self.count += count
         if not left:
@@ -303,7 +301,8 @@ def _stretch(part: RawChunk, lines: list[bytes], start: int, end: int) -> RawChu
     span, own = part.span, lines[start:end]
     origins = [span.origin(row) for row in range(start, end)]
     places, offsets = [origin.line for origin in origins], [origin.offset for origin in origins]
-    return RawChunk(b"".join(own), Span(span.path, places[0], offsets[0], own, places, offsets))
+    chunk = b"".join(own)
+    return RawChunk(chunk, Span(span.path, places[0], offsets[0], chunk, places, offsets))
 
 
 def _blank(count: int) -> dict[str, int] | None:

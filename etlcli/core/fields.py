@@ -13,6 +13,7 @@ from collections.abc import Set as AbstractSet
 from copy import copy
 from decimal import MAX_EMAX, Decimal, InvalidOperation
 from functools import lru_cache
+from io import BytesIO
 from itertools import chain
 from math import isinf
 from operator import attrgetter
@@ -169,21 +170,26 @@ class Projection:
         """By the names of fields that may be narrowed: the types there were."""
         self._patience = _PATIENCE
 
-    def decoded(self, lines: Sequence[bytes]) -> tuple[Projection, list[Any]]:
-        """The records, a line each, and the narrowest projection that they fit, by which they were decoded. Raises
-        msgspec.DecodeError if any line is not one JSON object, perhaps with white space around it."""
+    def decoded(self, chunk: bytes) -> tuple[Projection, list[Any]]:
+        """The records of whole lines, one each, and the narrowest projection that they fit, by which they were decoded.
+        Raises msgspec.DecodeError if any line is not one JSON object, perhaps with white space around it."""
         narrowed = self._narrowed  # another thread may learn meanwhile
         if narrowed:
             try:
-                return narrowed, list(map(narrowed._decode, lines))
+                return narrowed, narrowed._each(chunk)
             except msgspec.ValidationError:
                 self._patience -= 1
         if not self._patience:
             self._seen, self._narrowed = {}, None
-        structs = list(map(self._decode, lines))
+        structs = self._each(chunk)
         if self._seen and len(structs) >= _ENOUGH:
             self._learn(structs)
         return self, structs
+
+    def _each(self, chunk: bytes) -> list[Any]:
+        """Line by line, so that a record over two lines, or two on one, cannot pass. A line is gone before the next one is
+        cut: to keep them takes half as long again, most of it for memory that is not in the cache."""
+        return list(map(self._decode, BytesIO(chunk)))
 
     def _learn(self, structs: list[Any]) -> None:
         """From records that fit no narrower projection."""

@@ -8,12 +8,13 @@ good ones around them go on.
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.batch import Batch, Origin, Reject, Span, lines_of, whole_lines_of
+from etlcli.core.batch import Batch, Origin, Reject, Span, count_of, lines_of
 from etlcli.core.fields import Projection
 
 MAX_DEPTH = 250
@@ -21,7 +22,6 @@ MAX_DEPTH = 250
 DEFAULT_MAX_LINE = 16 << 20
 _EXCERPT = 64 << 10
 
-_INNER_BRACE = re.compile(rb"\}[^\n]")
 _HALF_PAIR = re.compile(rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|[c-fC-F][0-9a-fA-F]{2})")
 _BRACKETS = bytes(byte for byte in range(256) if byte not in b'{}[]"\\')
 
@@ -31,58 +31,53 @@ class Intake(NamedTuple):
     rejects: list[Reject]
     blank: int
 
+    @property
+    def lines(self) -> int:
+        """How many there were."""
+        return self.batch.count + len(self.rejects) + self.blank
 
-def parse(
-    chunk: bytes,
-    span: Span,
-    project: Projection,
-    max_line: int = DEFAULT_MAX_LINE,
-    lines: list[bytes] | None = None,
-) -> Intake:
+
+def parse(chunk: bytes, span: Span, project: Projection, max_line: int = DEFAULT_MAX_LINE) -> Intake:
     """Check every line of `chunk` (whole lines, each with its newline) and decode the projected fields.
 
     A line is a record if it is one JSON object in valid UTF-8, at most `max_line` bytes and MAX_DEPTH levels. CRLF becomes
-    LF, blank lines are counted, anything else is a reject with its code and origin. `lines` is `whole_lines_of(chunk)`
-    where the caller has it.
+    LF, blank lines are counted, anything else is a reject with its code and origin.
     """
     if max_line >= len(chunk):
         clean = chunk.replace(b"\r\n", b"\n") if b"\r" in chunk else chunk
-        if lines is None or clean is not chunk:
-            lines = whole_lines_of(clean)
-        batch = _clean_batch(clean, lines, span, project)
+        batch = _clean_batch(clean, span, project)
         if batch is not None:
             return Intake(batch, [], 0)
     return _parse_lines(lines_of(chunk), span, project.plain, max_line)
 
 
-def _clean_batch(chunk: bytes, lines: list[bytes], span: Span, project: Projection) -> Batch | None:
-    """The batch if each of the `lines` is one good record; None if any of it is in doubt."""
+def _clean_batch(chunk: bytes, span: Span, project: Projection) -> Batch | None:
+    """The batch if each line is one good record; None if any of it is in doubt."""
     if not (chunk.isascii() or _is_utf8(chunk)):
         return None
-    decoded = _decoded(lines, project)
+    decoded = _decoded(chunk, project)
     if decoded is None and project is not project.plain:
-        decoded = _decoded(lines, project.plain)
+        decoded = _decoded(chunk, project.plain)
     if decoded is None:
         return None
     fitted, structs = decoded
-    if not fitted.flat and _may_be_deep(chunk, lines) and any(map(too_deep, lines)):
-        return None
-    return Batch(len(lines), chunk=chunk, whole=lines, span=span, structs=structs, projected=fitted)
+    if not fitted.flat and _opened(chunk) - len(structs) >= MAX_DEPTH:
+        # Brackets that were opened are closed in these lines.
+        if any(too_deep(line) for line in BytesIO(chunk) if len(line) > 2 * MAX_DEPTH):
+            return None
+    return Batch(len(structs), chunk=chunk, span=span, structs=structs, projected=fitted)
 
 
-def _decoded(lines: list[bytes], project: Projection) -> tuple[Projection, list[Any]] | None:
+def _decoded(chunk: bytes, project: Projection) -> tuple[Projection, list[Any]] | None:
     try:
-        return project.decoded(lines)
+        return project.decoded(chunk)
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
 
 
-def _may_be_deep(chunk: bytes, lines: list[bytes]) -> bool:
-    """Whether some line may have MAX_DEPTH brackets beside its own."""
-    if max(map(len, lines), default=0) <= 2 * MAX_DEPTH:
-        return False
-    inner = chunk.count(b"{") - len(lines) if _INNER_BRACE.search(chunk) else 0
-    return inner + (chunk.count(b"[") if b"[" in chunk else 0) >= MAX_DEPTH
+def _opened(chunk: bytes) -> int:
+    """How many brackets are opened, in strings or not."""
+    return count_of(b"{", chunk) + count_of(b"[", chunk)
 
 
 def _parse_lines(raw_lines: list[bytes], span: Span, project: Projection, max_line: int) -> Intake:
@@ -153,15 +148,14 @@ def _is_utf8(chunk: bytes) -> bool:
 
 def too_deep_inside(batch: Batch, opening: bytes) -> list[int]:
     """The indices of the records that would be too deep to read once they lie inside these brackets."""
-    brackets = batch.chunk.count(b"{") + batch.chunk.count(b"[")
-    if brackets - batch.count + 1 + len(opening) <= MAX_DEPTH:
+    if _opened(batch.chunk) - batch.count + 1 + len(opening) <= MAX_DEPTH:
         return []
     return [index for index, line in enumerate(batch.lines) if too_deep(opening + line)]
 
 
 def too_deep(line: bytes) -> bool:
     """Whether a line nests deeper than MAX_DEPTH; brackets inside strings do not count."""
-    if len(line) <= MAX_DEPTH or line.count(b"{") + line.count(b"[") <= MAX_DEPTH:
+    if len(line) <= MAX_DEPTH or _opened(line) <= MAX_DEPTH:
         return False
     # Strings go first, their escapes before them; the line need not be valid JSON.
     marks = line.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]

@@ -34,8 +34,6 @@ class RawChunk(NamedTuple):
     span: Span
     more: bool = False
     """Whether the next chunk is at hand already, and needs no more input."""
-    lines: list[bytes] | None = None
-    """`whole_lines_of(chunk)`, where the reader has cut it."""
 
 
 class ReadOptions(NamedTuple):
@@ -66,7 +64,7 @@ def records(stream: ByteStream, options: ReadOptions, project: Projection) -> It
         if isinstance(item, Reject):
             yield Intake(Batch.of_lines([]), [item], 0), True
         else:
-            yield parse(item.chunk, item.span, project, options.max_line, item.lines), item.more
+            yield parse(item.chunk, item.span, project, options.max_line), item.more
 
 
 class WriteOptions(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from etlcli.core.batch import Batch, Origin, Reject, Span, whole_lines_of
+from etlcli.core.batch import Batch, Origin, Reject, Span, count_of, whole_lines_of
 from etlcli.core.intake import too_long
 from etlcli.core.stage import PART
 from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions
@@ -53,19 +53,20 @@ class Reader:
 
     def _raw(self, chunk: bytes) -> Iterator[RawChunk]:
         """The chunk, or several of it: a MiB of tiny records is more objects than memory should hold at once."""
-        lines = whole_lines_of(chunk)
-        if len(lines) <= _MAX_LINES:
-            yield self._part(chunk, lines)
+        count = count_of(b"\n", chunk)
+        if count <= _MAX_LINES:
+            yield self._part(chunk, count)
             return
-        for start in range(0, len(lines), _MAX_LINES):
+        lines = whole_lines_of(chunk)
+        for start in range(0, count, _MAX_LINES):
             part = lines[start : start + _MAX_LINES]
-            yield self._part(b"".join(part), part, more=start + _MAX_LINES < len(lines))
+            yield self._part(b"".join(part), len(part), more=start + _MAX_LINES < count)
 
-    def _part(self, chunk: bytes, lines: list[bytes], *, more: bool = False) -> RawChunk:
-        span = Span(self._options.path, self._line, self._offset, lines)
-        self._line += len(lines)
+    def _part(self, chunk: bytes, lines: int, *, more: bool = False) -> RawChunk:
+        span = Span(self._options.path, self._line, self._offset, chunk)
+        self._line += lines
         self._offset += len(chunk)
-        return RawChunk(chunk, span, more, lines)
+        return RawChunk(chunk, span, more)
 
     def _skip(self, start: bytes) -> Iterator[Reject]:
         size, found = len(start), -1

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BytesIO
 from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, Union
 
@@ -42,7 +43,8 @@ _EXACT = 1 << 53
 _LITERAL_PATTERN = re.compile(r"\^([A-Za-z0-9 _:/-]*)\$")
 _KNOWN = 20_000
 _MAX_NODES = 5_000
-_BLOCK = 256
+_BLOCK = 80_000
+"""Bytes of lines."""
 _PAUSE = 8
 """Blocks before strings are learned for the first time."""
 _LONGEST_PAUSE = 4096
@@ -192,11 +194,12 @@ class _Proof(Projection):
         """A decoder for records of known strings, and the checks that it leaves to be made."""
         self._left = self._pause = _PAUSE
 
-    def decoded(self, lines: Sequence[bytes]) -> tuple[Projection, list[Any]]:
+    def decoded(self, chunk: bytes) -> tuple[Projection, list[Any]]:
         proven = _Proven()
-        for start in range(0, len(lines), _BLOCK):
-            rows, checks = self._rows(lines[start : start + _BLOCK])
-            proven.suspects += [start + place for place in _bad(checks, rows)]
+        source = BytesIO(chunk)
+        while lines := source.readlines(_BLOCK):
+            rows, checks = self._rows(lines)
+            proven.suspects += [len(proven) + place for place in _bad(checks, rows)]
             proven += self._kept(rows)
         return self, proven
 

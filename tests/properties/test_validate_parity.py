@@ -209,7 +209,7 @@ def test_one_decode_serves_the_shape_and_the_columns(schema: Any, lines: list[st
         return
     chunk = b"".join(line.encode() + b"\n" for line in lines)
     for once in (chunk, *(line.encode() + b"\n" for line in lines)):
-        with mock.patch("etlcli.schema.shape._BLOCK", 2):
+        with mock.patch("etlcli.schema.shape._BLOCK", 40):
             batch, same = (parse(once, Span("in", 1, 0, once), how).batch for how in (both, plain))
         assert list(shared.suspects(batch)) == list(alone.suspects(same))
         assert repr(batch.columns(paths)) == repr(same.columns(paths))
@@ -241,8 +241,8 @@ typed = st.lists(
 
 @pytest.fixture
 def small_blocks() -> Iterator[None]:
-    """In which few strings are learned at once, and of two that are known no more."""
-    numbers = {"_BLOCK": 2, "_PAUSE": 1, "_FEW": 2}
+    """Of two records, mostly. Few strings are learned at once, and of two that are known no more."""
+    numbers = {"_BLOCK": 40, "_PAUSE": 1, "_FEW": 2}
     with mock.patch.multiple("etlcli.schema.shape", **numbers):
         yield
 
@@ -281,7 +281,7 @@ def test_a_field_of_few_strings_is_of_that_type(small_blocks: None) -> None:
     checked = mock.Mock(wraps=shape._checks[0].bad)
 
     def suspects(*strings: str) -> list[int]:
-        chunk = b"".join(b'{"s":"%b"}\n' % string.encode() for string in strings)
+        chunk = "".join(f'{{"s":"{string}"}}'.ljust(30) + "\n" for string in strings).encode()
         with mock.patch.object(shape._checks[0], "bad", checked):
             return list(shape.suspects(parse(chunk, Span("in", 1, 0, chunk), both).batch))
 

@@ -144,7 +144,7 @@ def test_code_that_takes_fields_has_no_names_of_theirs(quoted: list[Path]) -> No
         return real(tree, names)
 
     project = Projection(paths)
-    _, rows = project.decoded([b'{"__class__":1,"row":2,"":3,"\\"":4,"__import__(\'os\')":{"x":5}}'] * 2)
+    _, rows = project.decoded(b'{"__class__":1,"row":2,"":3,"\\"":4,"__import__(\'os\')":{"x":5}}\n' * 2)
     with mock.patch.object(access, "function", watching):
         found = [project.access.values(path)(rows)[0] for path in paths]
         assert found[:5] == [1, MISSING, 5, 2, 3] and found[5:6] in ([], [4])
