@@ -35,10 +35,6 @@ class Access:
         """From records to their values of a path."""
         return self._code(f"lambda rows: [{self._terms[path]} for row in rows]")
 
-    def tuples(self, paths: Sequence[tuple[str, ...]]) -> Callable[[Iterable[Any]], list[tuple[Any, ...]]]:
-        """From records to tuples of their values of the paths."""
-        return self._code(f"lambda rows: [({''.join(f'{self._terms[path]}, ' for path in paths)}) for row in rows]")
-
     def present(self, path: tuple[str, ...]) -> Callable[[Iterable[Any]], list[Any]]:
         """From records to their values of a path, where that is neither null nor missing."""
         value = f"(value := {self._terms[path]})"

@@ -251,6 +251,7 @@ class Batch:
     __slots__ = (
         "_chunk",
         "_columns",
+        "_decoded",
         "_exact",
         "_given",
         "_kin",
@@ -260,7 +261,6 @@ class Batch:
         "_rows",
         "_size",
         "_span",
-        "_structs",
         "_whole",
         "count",
     )
@@ -274,14 +274,14 @@ class Batch:
         lines: list[bytes] | None = None,
         span: Span | None = None,
         rows: Sequence[int] | None = None,
-        structs: list[Any] | None = None,
+        decoded: Any = None,
         projected: Projection | None = None,
         exact: bool = False,
         kin: tuple[int, int] | None = None,
         given: _Given | None = None,
     ) -> None:
-        """`chunk`, `whole` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i. `structs` are
-        the lines as decoded by `projected`; `exact` says that a number in them is known to be what its line says. `kin` is
+        """`chunk`, `whole` or `lines` must be given. `rows[i]` is record i's row in `span`; by default row i. `decoded` is
+        what `projected` made of the lines; `exact` says that a number in them is known to be what its line says. `kin` is
         the same for batches that were taken from one another: their rows can be compared. `given` are columns that another
         process has decoded."""
         self.count = count
@@ -290,7 +290,7 @@ class Batch:
         self._lines = lines
         self._span = span
         self._rows = rows
-        self._structs = structs
+        self._decoded = decoded
         self._projection = projected
         self._exact = exact
         self._columns: dict[Path, list[Any]] = {}
@@ -361,7 +361,7 @@ class Batch:
             lines=self._lines,
             span=self._span,
             rows=self._rows,
-            structs=self._structs,
+            decoded=self._decoded,
             projected=self._projection,
             exact=self._exact,
             kin=self._kin,
@@ -382,10 +382,12 @@ class Batch:
             items = list(zip(*self.columns(paths), strict=True)) if paths else range(self.count)
             return Rows(items, access_to_tuples(paths), lambda path: kinds_of(self._given[path]))
         self._decode(paths)
-        assert self._projection is not None and self._structs is not None
+        assert self._projection is not None
         kinds = self._projection.kinds
         return Rows(
-            self._structs, self._projection.access, lambda path: kinds.get(path) or kinds_of(self._column(path))
+            self._projection.rows(self._decoded),
+            self._projection.access,
+            lambda path: kinds.get(path) or kinds_of(self._column(path)),
         )
 
     def _decode(self, paths: tuple[Path, ...]) -> None:
@@ -393,7 +395,7 @@ class Batch:
         if self._projection is None or not set(paths) <= set(self._projection.paths):
             self._projection, self._exact, self._columns = projection(paths), False, {}
             try:
-                self._projection, self._structs = self._projection.decoded(self.chunk)
+                self._projection, self._decoded = self._projection.decoded(self.chunk)
             except msgspec.DecodeError:  # a number no double can hold
                 self._decode_exactly()
         if not self._exact:
@@ -409,18 +411,18 @@ class Batch:
 
     def _column(self, path: Path) -> list[Any]:
         if path not in self._columns:
-            assert self._projection is not None and self._structs is not None
-            self._columns[path] = self._projection.column(self._structs, path)
+            assert self._projection is not None
+            self._columns[path] = self._projection.column(self._decoded, path)
         return self._columns[path]
 
-    def decoded_by(self, project: Projection) -> list[Any] | None:
-        """The records as this projection decodes them, if that was done already."""
-        return self._structs if self._projection is project else None
+    def decoded_by(self, project: Projection) -> Any:
+        """What this projection made of the lines, if that was done already."""
+        return self._decoded if self._projection is project else None
 
     def _decode_exactly(self) -> None:
         assert self._projection is not None
         self._projection = self._projection.plain
-        self._structs, self._exact = list(map(self._projection.decode_exact, self.lines)), True
+        self._decoded, self._exact = list(map(self._projection.decode_exact, self.lines)), True
         self._columns = {}
 
     def records(self) -> list[dict[str, Any]]:
@@ -442,7 +444,7 @@ class Batch:
             whole=picked(self.whole, indices),
             span=self._span,
             rows=list(indices) if self._rows is None else picked(self._rows, indices),
-            structs=None if self._structs is None else picked(self._structs, indices),
+            decoded=None if self._projection is None else self._projection.picked(self._decoded, indices),
             projected=self._projection,
             exact=self._exact,
             kin=self._kin,

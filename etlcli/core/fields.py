@@ -170,9 +170,10 @@ class Projection:
         """By the names of fields that may be narrowed: the types there were."""
         self._patience = _PATIENCE
 
-    def decoded(self, chunk: bytes) -> tuple[Projection, list[Any]]:
-        """The records of whole lines, one each, and the narrowest projection that they fit, by which they were decoded.
-        Raises msgspec.DecodeError if any line is not one JSON object, perhaps with white space around it."""
+    def decoded(self, chunk: bytes) -> tuple[Projection, Any]:
+        """The records of whole lines, one each, and the narrowest projection that they fit, by which they were decoded and
+        which knows what they are; they have a length. Raises msgspec.DecodeError if any line is not one JSON object,
+        perhaps with white space around it."""
         narrowed = self._narrowed  # another thread may learn meanwhile
         if narrowed:
             try:
@@ -218,13 +219,22 @@ class Projection:
                 return record
             return self._struct(**{name: record[top] for top, name in self._names.items() if top in record})
 
-    def column(self, structs: Iterable[Any], path: Path) -> Column:
+    def column(self, records: Any, path: Path) -> Column:
         """The values of one of the projection's paths, a record each; MISSING where there is none."""
-        return Column(self.access.values(path)(structs), self.kinds.get(path))
+        return Column(self.access.values(path)(records), self.kinds.get(path))
+
+    def picked(self, records: Any, places: Sequence[int]) -> Any:
+        """The records at these places."""
+        return picked(records, places)
+
+    def rows(self, records: Any) -> Sequence[Any]:
+        """The records as an object each, which `access` knows."""
+        rows: Sequence[Any] = records
+        return rows
 
     @property
     def access(self) -> Access:
-        """To the values of the projection's paths in decoded records; MISSING where there is none."""
+        """To the values of the projection's paths in `rows`; MISSING where there is none."""
         if self._access is None:
             self._access = access_to(self.paths, self._names if self._struct else None)
         return self._access

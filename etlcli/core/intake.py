@@ -60,19 +60,25 @@ def _clean_batch(chunk: bytes, span: Span, project: Projection) -> Batch | None:
         decoded = _decoded(chunk, project.plain)
     if decoded is None:
         return None
-    fitted, structs = decoded
-    if not fitted.flat and _opened(chunk) - len(structs) >= MAX_DEPTH:
-        # Brackets that were opened are closed in these lines.
-        if any(too_deep(line) for line in BytesIO(chunk) if len(line) > 2 * MAX_DEPTH):
-            return None
-    return Batch(len(structs), chunk=chunk, span=span, structs=structs, projected=fitted)
+    fitted, records = decoded
+    if not fitted.flat and _is_deep(chunk, len(records)):
+        return None
+    return Batch(len(records), chunk=chunk, span=span, decoded=records, projected=fitted)
 
 
-def _decoded(chunk: bytes, project: Projection) -> tuple[Projection, list[Any]] | None:
+def _decoded(chunk: bytes, project: Projection) -> tuple[Projection, Any] | None:
     try:
         return project.decoded(chunk)
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
+
+
+def _is_deep(chunk: bytes, count: int) -> bool:
+    """Whether one of so many lines, each of them JSON, nests too deeply."""
+    if _opened(chunk) - count < MAX_DEPTH:
+        return False
+    # A line closes what it opens.
+    return any(too_deep(line) for line in BytesIO(chunk) if len(line) > 2 * MAX_DEPTH)
 
 
 def _opened(chunk: bytes) -> int:
@@ -81,7 +87,7 @@ def _opened(chunk: bytes) -> int:
 
 
 def _parse_lines(raw_lines: list[bytes], span: Span, project: Projection, max_line: int) -> Intake:
-    lines, rows, structs, rejects, blank = [], [], [], [], 0
+    lines, rows, records, rejects, blank = [], [], [], [], 0
     for row, raw in enumerate(raw_lines):
         line = raw.removesuffix(b"\r")
         if not line.strip(b" \t\r"):
@@ -91,14 +97,14 @@ def _parse_lines(raw_lines: list[bytes], span: Span, project: Projection, max_li
             rejects.append(too_long(line, len(line), (span, row), max_line, row))
             continue
         try:
-            structs.append(_decode_line(line, project))
+            records.append(_decode_line(line, project))
         except _Bad as bad:
             rejects.append(Reject(bad.code, [{"message": bad.message}], line, (span, row), row))
         else:
             lines.append(line)
             rows.append(row)
     return Intake(
-        Batch(len(lines), lines=lines, span=span, rows=rows, structs=structs, projected=project), rejects, blank
+        Batch(len(lines), lines=lines, span=span, rows=rows, decoded=records, projected=project), rejects, blank
     )
 
 

@@ -27,7 +27,7 @@ from msgspec import UNSET, Meta, Raw
 
 from etlcli.core.access import Access
 from etlcli.core.batch import Batch
-from etlcli.core.fields import NULLS, Decode, Path, Projection, access_to, access_to_tuples
+from etlcli.core.fields import NULLS, Column, Decode, Path, Projection, access_to, access_to_tuples, picked
 from etlcli.schema.load import Schema
 
 _SCALAR = {"type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength",
@@ -116,7 +116,7 @@ class Shape:
     def suspects(self, batch: Batch) -> Sequence[int]:
         """The indices of the records that are not proven valid, in order."""
         decoded = batch.decoded_by(self._projection) if self._projection else None
-        if isinstance(decoded, _Proven):
+        if isinstance(decoded, _Proven) and decoded.suspects is not None:
             return decoded.suspects
         kept: Sequence[int] = range(batch.count)
         try:
@@ -152,17 +152,21 @@ class _Scalar(NamedTuple):
     kinds: frozenset[type] | None
 
 
-class _Proven(list[Any]):
-    """Records that were decoded, of which those at `suspects` are not proven valid."""
+class _Proven:
+    """So many records that were decoded: the values of some paths, and which are not proven valid, if that is known."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.suspects: list[int] = []
+    def __init__(self, columns: dict[Path, Column], count: int, suspects: list[int] | None) -> None:
+        self.columns = columns
+        self.suspects = suspects
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
 
 
 class _Proof(Projection):
-    """Decodes records by a shape, checks them, and keeps of each the values of the plain projection's paths, as a tuple. It
-    goes block by block, so that what is not kept is gone before it has left the processor's cache.
+    """Decodes records by a shape, checks them, and keeps of each the values of the plain projection's paths. It goes block
+    by block, so that what is not kept is gone before it has left the processor's cache.
 
     Where a field has turned out to have few different strings, they become its type, so that nobody needs to look them up.
     A string that is new ends that, for twice as many blocks as before.
@@ -187,23 +191,39 @@ class _Proof(Projection):
         self.kinds = {path: kinds[path] for path in plain.paths if path in kinds}
         self._record = record
         self._decode = msgspec.json.Decoder(record).decode
-        self._kept = access_to(plain.paths, names).tuples(plain.paths)
+        kept = access_to(plain.paths, names)
+        self._kept = [kept.values(path) for path in plain.paths]
         self._access = access_to_tuples(plain.paths)
         self._checks = checks
         self._narrowed_by: tuple[Decode, list[_StringCheck]] | None = None
         """A decoder for records of known strings, and the checks that it leaves to be made."""
         self._left = self._pause = _PAUSE
 
-    def decoded(self, chunk: bytes) -> tuple[Projection, list[Any]]:
-        proven = _Proven()
+    def decoded(self, chunk: bytes) -> tuple[Projection, _Proven]:
+        columns = [Column((), self.kinds.get(path)) for path in self.paths]
+        suspects: list[int] = []
+        count = 0
         source = BytesIO(chunk)
         while lines := source.readlines(_BLOCK):
-            rows, checks = self._rows(lines)
-            proven.suspects += [len(proven) + place for place in _bad(checks, rows)]
-            proven += self._kept(rows)
-        return self, proven
+            block, checks = self._block(lines)
+            suspects += [count + place for place in _bad(checks, block)]
+            for column, values in zip(columns, self._kept, strict=True):
+                column += values(block)
+            count += len(block)
+        return self, _Proven(dict(zip(self.paths, columns, strict=True)), count, suspects)
 
-    def _rows(self, lines: Sequence[bytes]) -> tuple[list[Any], list[_StringCheck]]:
+    def column(self, records: _Proven, path: Path) -> Column:
+        return records.columns[path]
+
+    def picked(self, records: _Proven, places: Sequence[int]) -> _Proven:
+        columns = {path: Column(picked(column, places)) for path, column in records.columns.items()}
+        return _Proven(columns, len(places), None)
+
+    def rows(self, records: _Proven) -> Sequence[Any]:
+        columns = records.columns.values()
+        return list(zip(*columns, strict=True)) if columns else range(len(records))
+
+    def _block(self, lines: Sequence[bytes]) -> tuple[list[Any], list[_StringCheck]]:
         """The records, and how they are to be checked."""
         if self._left:
             self._left -= 1

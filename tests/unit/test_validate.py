@@ -205,7 +205,7 @@ def test_records_are_decoded_once_for_the_schema_and_for_those_who_come_after(tm
 
     with mock.patch.object(Shape, "suspects", watched):
         Pipeline(load_recipe(str(tmp_path / "recipe.yaml")), Log("error", "json")).run()
-    assert [len(rows) for rows in decodes] == [2]
+    assert [len(decoded) for decoded in decodes] == [2]
     assert (tmp_path / "out.ndjson").read_text() == '{"id": 1, "unit": "kg"}\n{"id": 3, "unit": "kg"}\n'
 
 
@@ -214,7 +214,7 @@ def test_what_was_decoded_for_the_schema_alone_is_not_kept(stage: Any) -> None:
     project = check.projection(projection((("id",),)))
     chunk = b'{"id": 1, "unit": "kg"}\n{"id": 2}\n'
     read = parse(b'{"id": 1, "unit": "kg"}\n', Span("in", 1, 0, b""), project).batch
-    assert read.decoded_by(project) == [(1,)]
+    assert read.decoded_by(project).columns == {("id",): [1]}
     prepared = check.prepare(read)
     assert prepared.batch.columns((("id",),)) == [[1]]
     prepared = check.prepare(parse(chunk, Span("in", 1, 0, chunk), project).batch)  # the second is not valid
