@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import compress
 from time import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -128,9 +128,8 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             columns = batch.columns(self._paths)
         return Prepared(batch, rejects, extra=self._questions(batch, columns))
 
-    def _questions(self, batch: Batch, columns: list[list[Any]]) -> tuple[list[Any], Sequence[int]]:
-        """The keys that the store is to be asked about, and the places of their records: of all, or if it `asks_once` of
-        the first with each key."""
+    def _questions(self, batch: Batch, columns: list[list[Any]]) -> _Questions:
+        """The keys that the store is to be asked about: of all records, or if it `asks_once` of the first with each key."""
         if self._repeats and columns and are_labels(map(kinds_of, columns)):
             places = _firsts(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)))
             keys = self._keys_of([_at(places, column) for column in columns])
@@ -139,17 +138,17 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             places = _firsts(keys) if self._asks_once else range(batch.count)
             keys = _at(places, keys)
         self._repeats = self._asks_once and len(places) < batch.count // 4 * 3
-        return keys, places
+        return _Questions(keys, places, _bounds(keys) if self._asks_once and keys else None)
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
-        batch, (keys, places) = prepared.batch, prepared.extra
+        batch, (keys, places, bounds) = prepared.batch, prepared.extra
         if not batch.count:
             return
         self._open_dupes()
         if self._last:
             self._last.add(keys, batch.whole)
             return
-        new = self._new(keys)
+        new = self._new(keys, bounds)
         self.ctx.looked_up(batch.count - len(new), len(new))
         if len(new) == batch.count:
             yield batch
@@ -193,7 +192,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
     def _resume(self, state: State) -> None:
         if self._last:
             for run in state["runs"]:
-                self._last.restore(Run(*run), lambda batch: self.prepare(batch).extra[0])
+                self._last.restore(Run(*run), lambda batch: self.prepare(batch).extra.keys)
         if self._journal:
             store = self._store = self._open_store()
             for seen, keys in self._journal.restored(state["journal"]):
@@ -210,7 +209,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
                 errors = [{"pointer": pointer(path), "message": "the key field is missing"} for path in lacking]
                 yield batch.reject(index, "missing_field", errors)
 
-    def _new(self, keys: list[Any]) -> Sequence[int]:
+    def _new(self, keys: list[Any], bounds: tuple[Any, Any] | None) -> Sequence[int]:
         """The places of the keys that were not there."""
         store = self._store = self._store or self._open_store()
         if self.ctx.trial:
@@ -222,15 +221,15 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
                 self._journal.add(now, keys)
             return store.use(keys, value, is_fresh)
         if self.params.ttl is None:
-            new = store.unknown(keys)
+            new = store.admit(keys, bounds, value)
+            added = _at(new, keys)
         else:
             fresh = {key for key, held in store.get(keys).items() if is_fresh(held)}
             new = [place for place, key in enumerate(keys) if key not in fresh]
-        if new:
             added = _at(new, keys)
-            if self._journal:
-                self._journal.add(now, added)
             store.put(dict.fromkeys(added, value))
+        if self._journal and new:
+            self._journal.add(now, added)
         return new
 
     def explain(self, record: Batch) -> list[str]:
@@ -284,6 +283,22 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         self.ctx.discard("duplicate", count)
         if self._dupes and duplicates:
             self._dupes.write(duplicates.chunk)
+
+
+class _Questions(NamedTuple):
+    """Keys, the places of their records, and the smallest and the greatest key, where these are known."""
+
+    keys: list[Any]
+    places: Sequence[int]
+    bounds: tuple[Any, Any] | None
+
+
+def _bounds(keys: list[Any]) -> tuple[Any, Any] | None:
+    """The smallest key and the greatest, where it looks as if keys rise."""
+    with suppress(TypeError):  # integers and texts
+        if keys[0] <= keys[len(keys) // 2] <= keys[-1]:
+            return min(keys), max(keys)
+    return None
 
 
 def _firsts(labels: list[Any]) -> Sequence[int]:

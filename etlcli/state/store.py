@@ -41,6 +41,10 @@ class Store(Generic[K]):
         """`weigh` says how many bytes of memory a value takes, where values are not shared."""
         self._weigh = weigh
         self._newest: dict[K, Any] = {}
+        self._rising: list[tuple[Sequence[K], Any]] | None = None if table else []
+        """Keys with their value of which nobody asked, since those of each entry are greater than all before; None once
+        there were others."""
+        self._greatest: K | None = None
         self._size = 0
         self._limit = memory
         self._resources = resources
@@ -48,14 +52,43 @@ class Store(Generic[K]):
 
     def get(self, keys: Collection[K]) -> dict[K, Any]:
         """The values of those keys that are known."""
+        self._settle()
         newest = self._newest
         found = {key: newest[key] for key in newest.keys() & keys}
         if self._table is not None and len(found) < len(keys):
             found.update(self._in_table(self._table, set(keys).difference(found)))
         return found
 
-    def unknown(self, keys: Sequence[K]) -> Sequence[int]:
+    def admit(self, keys: Sequence[K], bounds: tuple[K, K] | None, value: Any) -> Sequence[int]:
+        """The places of those keys, all different, that it did not have; now they have the value. `bounds` are the smallest
+        and the greatest, where somebody knows. As long as keys rise, as numbers and times given out in order do, they need
+        neither be looked up nor be put in their places, which is most of the work."""
+        if self._rising is not None and bounds and self._is_beyond(bounds[0]):
+            self._greatest = bounds[1]
+            self._rising.append((keys, value))
+            self._size += _OVERHEAD * len(keys)
+            if self._size > self._limit:
+                self.flush()
+            return range(len(keys))
+        new = self._unknown(keys)
+        self.put(dict.fromkeys(keys if len(new) == len(keys) else picked(keys, new), value))
+        return new
+
+    def _is_beyond(self, key: K) -> bool:
+        """Whether it is greater than all there are, to which it can be compared."""
+        greatest = self._greatest
+        return greatest is None or (type(greatest) is type(key) and greatest < key)  # type: ignore[operator]
+
+    def _settle(self) -> None:
+        """From here on any key may be asked for."""
+        rising, self._rising = self._rising or (), None
+        for keys, value in rising:
+            self._size -= _OVERHEAD * len(keys)
+            self.put(dict.fromkeys(keys, value))
+
+    def _unknown(self, keys: Sequence[K]) -> Sequence[int]:
         """The places of those keys that it does not have."""
+        self._settle()
         newest = self._newest
         places: Sequence[int] = range(len(keys))
         if not newest.keys().isdisjoint(keys):
@@ -71,16 +104,22 @@ class Store(Generic[K]):
         return {names[name]: value for name, value in table.get(names).items()}
 
     def put(self, entries: Mapping[K, Any]) -> None:
+        self._settle()
         self._newest.update(entries)
         self._grow(entries)
 
     def in_memory(self) -> Mapping[K, Any] | None:
         """All entries, if none is in a table."""
+        self._settle()
         return self._newest if self._table is None else None
 
     def flush(self) -> None:
         """Everything into the table, in the order of the keys: much faster than as they came."""
         newest = self._newest
+        if self._rising:
+            for keys, value in self._rising:
+                newest.update(dict.fromkeys(keys, value))
+            self._rising = []
         self._write((str(key), newest[key]) for key in sorted(newest, key=str))
 
     def _write(self, entries: Iterable[tuple[str, Any]]) -> None:
