@@ -12,6 +12,7 @@ its text.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -39,7 +40,7 @@ def keys_of(columns: Sequence[list[Any]]) -> list[Key]:
         return list(texts_of(columns))
     values = _respelled(columns[0])
     kinds = kinds_of(values)
-    if kinds == {int} and min(values) > -_LARGEST and max(values) < _LARGEST:
+    if kinds == {int} and (packed(values) is not values or (min(values) > -_LARGEST and max(values) < _LARGEST)):
         return values
     texts = _texts(values)
     if int not in kinds:
@@ -48,6 +49,14 @@ def keys_of(columns: Sequence[list[Any]]) -> list[Key]:
         value if type(value) is int and -_LARGEST < value < _LARGEST else text
         for value, text in zip(values, texts, strict=True)
     ]
+
+
+def packed(keys: Sequence[Key]) -> Sequence[Key]:
+    """The same keys in a fifth of the memory, and of the time to be sent, where they are integers of 64 bits."""
+    try:
+        return array("q", keys)  # type: ignore[type-var]
+    except (TypeError, OverflowError):
+        return keys
 
 
 def texts_of(columns: Sequence[list[Any]]) -> list[str]:

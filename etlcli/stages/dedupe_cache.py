@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from itertools import compress
+from itertools import compress, islice
+from operator import lt
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -30,7 +31,7 @@ from etlcli.core.batch import Batch, Reject
 from etlcli.core.explain import told
 from etlcli.core.fields import MISSING, Path, are_labels, kinds_of, parse_path, picked, pointer
 from etlcli.core.files import Output, Run, Spill
-from etlcli.core.keys import Key, keys_of, texts_of, texts_of_records
+from etlcli.core.keys import Key, keys_of, packed, texts_of, texts_of_records
 from etlcli.core.stage import Context, Prepared, Stage, State
 from etlcli.errors import DataError, EtlError
 from etlcli.state.store import RecentStore, Store
@@ -135,10 +136,15 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             keys = self._keys_of([_at(places, column) for column in columns])
         else:
             keys = self._keys_of(columns) if columns else texts_of_records(batch)
-            places = _firsts(keys) if self._asks_once else range(batch.count)
+            if not self._asks_once:
+                return _Questions(keys, range(batch.count))
+            if keys and _rise(keys):
+                self._repeats = False
+                return _Questions(packed(keys), range(batch.count), (keys[0], keys[-1]))
+            places = _firsts(keys)
             keys = _at(places, keys)
-        self._repeats = self._asks_once and len(places) < batch.count // 4 * 3
-        return _Questions(keys, places, _bounds(keys) if self._asks_once and keys else None)
+        self._repeats = len(places) < batch.count // 4 * 3
+        return _Questions(packed(keys), places, _bounds(keys))
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         batch, (keys, places, bounds) = prepared.batch, prepared.extra
@@ -209,7 +215,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
                 errors = [{"pointer": pointer(path), "message": "the key field is missing"} for path in lacking]
                 yield batch.reject(index, "missing_field", errors)
 
-    def _new(self, keys: list[Any], bounds: tuple[Any, Any] | None) -> Sequence[int]:
+    def _new(self, keys: Sequence[Any], bounds: tuple[Any, Any] | None) -> Sequence[int]:
         """The places of the keys that were not there."""
         store = self._store = self._store or self._open_store()
         if self.ctx.trial:
@@ -222,14 +228,12 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
             return store.use(keys, value, is_fresh)
         if self.params.ttl is None:
             new = store.admit(keys, bounds, value)
-            added = _at(new, keys)
         else:
             fresh = {key for key, held in store.get(keys).items() if is_fresh(held)}
             new = [place for place, key in enumerate(keys) if key not in fresh]
-            added = _at(new, keys)
-            store.put(dict.fromkeys(added, value))
+            store.put(dict.fromkeys(picked(keys, new), value))
         if self._journal and new:
-            self._journal.add(now, added)
+            self._journal.add(now, picked(keys, new))
         return new
 
     def explain(self, record: Batch) -> list[str]:
@@ -288,17 +292,24 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
 class _Questions(NamedTuple):
     """Keys, the places of their records, and the smallest and the greatest key, where these are known."""
 
-    keys: list[Any]
+    keys: Sequence[Any]
     places: Sequence[int]
-    bounds: tuple[Any, Any] | None
+    bounds: tuple[Any, Any] | None = None
 
 
 def _bounds(keys: list[Any]) -> tuple[Any, Any] | None:
-    """The smallest key and the greatest, where it looks as if keys rise."""
-    with suppress(TypeError):  # integers and texts
-        if keys[0] <= keys[len(keys) // 2] <= keys[-1]:
+    """The smallest key and the greatest, where it looks as if keys rise from batch to batch."""
+    with suppress(TypeError):  # that cannot be compared
+        if keys and keys[0] <= keys[len(keys) // 2] <= keys[-1]:
             return min(keys), max(keys)
     return None
+
+
+def _rise(labels: list[Any]) -> bool:
+    """Whether each is greater than the one before."""
+    with suppress(TypeError):
+        return all(map(lt, labels, islice(labels, 1, None)))
+    return False
 
 
 def _firsts(labels: list[Any]) -> Sequence[int]:
