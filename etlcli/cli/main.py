@@ -83,10 +83,8 @@ def etl() -> None:
 def main(marker: str | None = None) -> NoReturn:
     """`marker` is the word left for the reader of the pipe on stdout, to be taken back when all is well."""
     _occupy_standard_descriptors()
-    # What is loaded stays, and batches are lists of bytes: the collector has little to find, and need not look often.
     gc.freeze()
-    gc.set_threshold(100_000)
-    # And they come and go: glibc keeps freed memory for the next one up to twice the largest block it was ever given back,
+    # Batches come and go: glibc keeps freed memory for the next one up to twice the largest block it was ever given back,
     # rather than have the system clear its pages again (mallopt(3), M_MMAP_THRESHOLD).
     bytes(_KEPT)
     _install_signals()

@@ -107,7 +107,9 @@ class Workers:
             elif self.in_flight:
                 self._receive()
             else:
-                return
+                break
+        for worker in self._workers.values():
+            worker.dismiss()
 
     def _may_draw(self, behind: int) -> bool:
         """Whether there is room for another part, of which the first that is not done with is so many `behind`."""
@@ -270,10 +272,14 @@ class _Worker:
         chunk = answer.chunk if isinstance(answer.chunk, bytes) else self._memory[slice(*answer.chunk)]
         return answer._replace(worked=Head.unpacked(answer.worked, chunk))
 
-    def kill(self) -> str:
-        """Ends it, if it is not dead. What it died of."""
+    def dismiss(self) -> None:
+        """Nobody needs it any more. It takes its time to end, and `kill` waits for that."""
         with suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
+
+    def kill(self) -> str:
+        """Ends it, if it is not dead. What it died of."""
+        self.dismiss()
         os.close(self._given)
         os.close(self.answers)
         self._memory.close()
