@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
+from itertools import islice
 from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, Union
 
@@ -43,12 +44,13 @@ _EXACT = 1 << 53
 _LITERAL_PATTERN = re.compile(r"\^([A-Za-z0-9 _:/-]*)\$")
 _KNOWN = 20_000
 _MAX_NODES = 5_000
-_BLOCK = 80_000
-"""Bytes of lines."""
-_PAUSE = 8
-"""Blocks before strings are learned for the first time."""
-_LONGEST_PAUSE = 4096
-_FEW = 256
+_BLOCK = 256
+"""Records."""
+_PATIENCE, _MOST_PATIENCE = 8, 4096
+"""Blocks without a new string, before those that there are become a type."""
+_FEW = 4096
+_WORTH = 16
+"""So many strings of a type are made in the time that it saves in a block."""
 
 # The types are made at run time, which a type checker need not follow.
 _annotated: Any = Annotated
@@ -168,11 +170,11 @@ class _Proof(Projection):
     """Decodes records by a shape, checks them, and keeps of each the values of the plain projection's paths. It goes block
     by block, so that what is not kept is gone before it has left the processor's cache.
 
-    Where a field has turned out to have few different strings, they become its type, so that nobody needs to look them up.
-    A string that is new ends that, for twice as many blocks as before.
+    Where a field has had no new string for a while, those that there were become its type, so that nobody needs to look
+    them up. A string that is new ends that, for twice as long as before.
     """
 
-    __slots__ = ("_checks", "_kept", "_left", "_narrowed_by", "_pause", "_record", "flat")
+    __slots__ = ("_checks", "_kept", "_left", "_narrow", "_record", "flat")
 
     def __init__(
         self,
@@ -195,18 +197,23 @@ class _Proof(Projection):
         self._kept = [kept.values(path) for path in plain.paths]
         self._access = access_to_tuples(plain.paths)
         self._checks = checks
-        self._narrowed_by: tuple[Decode, list[_StringCheck]] | None = None
-        """A decoder for records of known strings, and the checks that it leaves to be made."""
-        self._left = self._pause = _PAUSE
+        self._narrow: Decode = self._decode
+        """Takes only known strings, where that was learned."""
+        self._left = checks
+        """To be made of what it takes."""
 
     def decoded(self, chunk: bytes) -> tuple[Projection, _Proven]:
         columns = [Column((), self.kinds.get(path)) for path in self.paths]
         suspects: list[int] = []
         count = 0
-        source = BytesIO(chunk)
-        while lines := source.readlines(_BLOCK):
+        lines = BytesIO(chunk)
+        while True:
             block, checks = self._block(lines)
+            if not block:
+                break
             suspects += [count + place for place in _bad(checks, block)]
+            if any(check.is_settled for check in self._left):
+                self._learn_strings()
             for column, values in zip(columns, self._kept, strict=True):
                 column += values(block)
             count += len(block)
@@ -223,33 +230,29 @@ class _Proof(Projection):
         columns = records.columns.values()
         return list(zip(*columns, strict=True)) if columns else range(len(records))
 
-    def _block(self, lines: Sequence[bytes]) -> tuple[list[Any], list[_StringCheck]]:
-        """The records, and how they are to be checked."""
-        if self._left:
-            self._left -= 1
-            return list(map(self._decode, lines)), self._checks
-        decode, checks = self._narrowed_by = self._narrowed_by or self._learned()
+    def _block(self, lines: BytesIO) -> tuple[list[Any], list[_StringCheck]]:
+        """The next records, and how they are to be checked."""
+        start = lines.tell()
         try:
-            return list(map(decode, lines)), checks
+            return list(map(self._narrow, islice(lines, _BLOCK))), self._left
         except msgspec.ValidationError:
-            rows = list(map(self._decode, lines))  # if that fails, too, it was not for a string
-        self._narrowed_by = None
-        self._left = self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        return rows, self._checks
+            lines.seek(start)
+            rows = list(map(self._decode, islice(lines, _BLOCK)))  # if that fails, too, it was not for a string
+        self._narrow, self._left = self._decode, self._checks
+        return rows, self._left
 
-    def _learned(self) -> tuple[Decode, list[_StringCheck]]:
-        few = {check: strings for check in self._checks if check.field and 0 < len(strings := check.strings) <= _FEW}
-        if not few:
-            return self._decode, self._checks
+    def _learn_strings(self) -> None:
+        settled = [check for check in self._checks if check.is_settled]
         fields, renamed = [], {}
-        for check, strings in few.items():
+        for check in settled:
             assert check.field
             name, attribute, required, nullable = check.field
-            kind = _union[_literal[tuple(strings)], None] if nullable else _literal[tuple(strings)]
+            kind = _literal[tuple(check.strings)]
+            kind = _union[kind, None] if nullable else kind
             fields.append((attribute, kind) if required else (attribute, kind, UNSET))
             renamed[attribute] = name
-        record = _struct(fields, renamed, bases=(self._record,))
-        return msgspec.json.Decoder(record).decode, [check for check in self._checks if check not in few]
+        self._narrow = msgspec.json.Decoder(_struct(fields, renamed, bases=(self._record,))).decode
+        self._left = [check for check in self._checks if check not in settled]
 
 
 class _Field(NamedTuple):
@@ -270,6 +273,9 @@ class _StringCheck:
         self._hashable = hashable
         self._known: set[Any] = set()
         """Valid strings, and what is none."""
+        self._calm = 0
+        """For so many blocks there was nothing new."""
+        self._patience = _PATIENCE
         self.field: _Field | None = None
         """Where the place is a field that has nothing but strings and null."""
 
@@ -278,11 +284,23 @@ class _StringCheck:
         """Valid ones that there were."""
         return [value for value in self._known if type(value) is str]
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the field has some strings, and probably no others."""
+        if self.field is None or self._calm < self._patience:
+            return False
+        count = len(self._known) - (None in self._known) - (UNSET in self._known)
+        return 0 < count <= _FEW and self._calm >= count // _WORTH
+
     def bad(self, rows: Sequence[Any]) -> set[str]:
         """Those that are not valid."""
         known = self._known
         if self._hashable and known.issuperset(self._values(rows)):
+            self._calm += 1
             return set()
+        if self._calm >= self._patience:
+            self._patience = min(2 * self._patience, _MOST_PATIENCE)
+        self._calm = 0
         values = self._values(rows)
         distinct = set(values) if self._hashable else {value for value in values if type(value) is str}
         new = distinct.difference(known)

@@ -209,7 +209,7 @@ def test_one_decode_serves_the_shape_and_the_columns(schema: Any, lines: list[st
         return
     chunk = b"".join(line.encode() + b"\n" for line in lines)
     for once in (chunk, *(line.encode() + b"\n" for line in lines)):
-        with mock.patch("etlcli.schema.shape._BLOCK", 40):
+        with mock.patch("etlcli.schema.shape._BLOCK", 2):
             batch, same = (parse(once, Span("in", 1, 0, once), how).batch for how in (both, plain))
         assert list(shared.suspects(batch)) == list(alone.suspects(same))
         assert repr(batch.columns(paths)) == repr(same.columns(paths))
@@ -241,8 +241,8 @@ typed = st.lists(
 
 @pytest.fixture
 def small_blocks() -> Iterator[None]:
-    """Of two records, mostly. Few strings are learned at once, and of two that are known no more."""
-    numbers = {"_BLOCK": 40, "_PAUSE": 1, "_FEW": 2}
+    """Of two records. Strings are learned as soon as they come again, unless they are more than two."""
+    numbers = {"_BLOCK": 2, "_PATIENCE": 1, "_FEW": 2}
     with mock.patch.multiple("etlcli.schema.shape", **numbers):
         yield
 
@@ -286,11 +286,15 @@ def test_a_field_of_few_strings_is_of_that_type(small_blocks: None) -> None:
             return list(shape.suspects(parse(chunk, Span("in", 1, 0, chunk), both).batch))
 
     assert suspects("a", "aa", "a", "aa") == []
-    assert checked.call_count == 1  # the second block is of known strings
-    assert suspects("a", "b", "aaa", "aa") == [1]
-    assert checked.call_count == 3
-    assert suspects("a", "aa", "aaa", "aa") == []
-    assert checked.call_count == 5  # there are more than a few
+    assert checked.call_count == 2  # in the second block they are known
+    assert suspects("a", "a", "aa", "a") == []
+    assert checked.call_count == 2
+    assert suspects("a", "b", "a", "a") == [1]
+    assert checked.call_count == 4
+    assert suspects("a", "aa", "a", "a") == []
+    assert checked.call_count == 5  # twice as long as before
+    assert suspects("a", "aaa", "a", "a", "a", "a", "a", "a", "a", "a") == []
+    assert checked.call_count == 10  # there are more than a few
 
 
 @pytest.mark.parametrize("closed", [True, False])
