@@ -8,7 +8,7 @@ as `MISSING`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from copy import copy
 from decimal import MAX_EMAX, Decimal, InvalidOperation
@@ -18,11 +18,12 @@ from itertools import chain
 from math import isinf
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar, Union
+from typing import Any, Literal, NamedTuple, TypeVar, Union
 
 import msgspec
 
 from etlcli.core.access import Access
+from etlcli.core.settling import Settling
 
 T = TypeVar("T")
 Path = tuple[str, ...]
@@ -46,6 +47,12 @@ _ENOUGH = 64
 """Records that say something about others."""
 _PATIENCE = 16
 """How often records may not fit what was learned of others."""
+_FEW, _SHORT = 256, 64
+"""Strings that a type may have, and their length."""
+_LOOKS = 64
+"""How many chunks are looked at, to find out whether a field has few strings."""
+# A type that is made at run time, which a type checker need not follow.
+_literal: Any = Literal
 _check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -132,7 +139,8 @@ class Projection:
     gives them, too; what that refuses is for the `plain` one.
 
     Fields are mostly of one type all along. Once some records have been seen, others are decoded by a narrowed projection,
-    which takes only the types there were: what fits has them, so that nobody needs to look at the values (`kinds`).
+    which takes only the types there were: what fits has them, so that nobody needs to look at the values (`kinds`). That
+    one may be narrowed in turn: to the strings there were.
     """
 
     flat = False
@@ -177,7 +185,7 @@ class Projection:
         narrowed = self._narrowed  # another thread may learn meanwhile
         if narrowed:
             try:
-                return narrowed, narrowed._each(chunk)
+                return narrowed.decoded(chunk)
             except msgspec.ValidationError:
                 self._patience -= 1
         if not self._patience:
@@ -200,11 +208,7 @@ class Projection:
         }
         self._seen = seen = {name: kinds for name, kinds in seen.items() if kinds <= _NARROW}
         there = {name: kinds for name, kinds in seen.items() if kinds - {type(MISSING)}}
-        narrowed = copy(self)
-        narrowed._decode = msgspec.json.Decoder(projected_struct(self._names, kinds=there)).decode
-        narrowed.kinds = {(name,): kinds for name, kinds in there.items()}
-        narrowed._access, narrowed._narrowed, narrowed._seen = None, None, {}
-        self._narrowed = narrowed if there else None
+        self._narrowed = _Typed(self, there) if there else None
 
     def decode_exact(self, line: bytes) -> Any:
         """The record of a line, as the plain projection has it. Raises msgspec.ValidationError for what is no object,
@@ -240,6 +244,87 @@ class Projection:
         return self._access
 
 
+class _Typed(Projection):
+    """Decodes records whose fields have these types, and in turn those whose strings were met before: such a string need
+    not be made, and knows its hash."""
+
+    __slots__ = ("_learned", "_strings", "_types")
+
+    def __init__(self, wider: Projection, types: Mapping[str, frozenset[type]]) -> None:
+        self.paths, self.plain = wider.paths, wider.plain
+        self.kinds = {(name,): kinds for name, kinds in types.items()}
+        self._names, self._struct, self._decode_exact = wider._names, wider._struct, wider._decode_exact
+        self._types = types
+        self._strings = {name: _Strings() for name, kinds in types.items() if str in kinds}
+        """Of fields that have few, as far as is known."""
+        self._learned: frozenset[str] = frozenset()
+        """The fields that are narrowed to their strings."""
+        self._narrowed: _Typed | None = None
+        self._access = None
+        self._decode = self._decoder({})
+
+    def decoded(self, chunk: bytes) -> tuple[Projection, list[Any]]:
+        fitted = self._narrowed or self  # another thread may learn meanwhile
+        try:
+            records = fitted._each(chunk)
+        except msgspec.ValidationError:
+            if fitted is self:
+                raise
+            fitted, records = self, self._each(chunk)
+            self._narrowed, self._learned = None, frozenset()
+        if len(records) >= _ENOUGH and self._strings.keys() > self._learned:
+            self._meet(fitted, records)
+        return fitted, records
+
+    def _meet(self, fitted: Projection, records: list[Any]) -> None:
+        before = self._strings
+        for name in before.keys() - self._learned:
+            before[name].meet(fitted.access.values((name,))(records))
+        self._strings = {name: strings for name, strings in before.items() if not strings.is_hopeless}
+        settled = {name: strings.known for name, strings in self._strings.items() if strings.are_settled}
+        if settled.keys() > self._learned:
+            narrowed = copy(self)
+            narrowed._access, narrowed._decode = None, self._decoder(settled)
+            self._narrowed, self._learned = narrowed, frozenset(settled)
+
+    def _decoder(self, strings: Mapping[str, Iterable[str]]) -> Decode:
+        types = {name: _type_of(kinds, strings.get(name, ())) for name, kinds in self._types.items()}
+        optional = {name for name, kinds in self._types.items() if type(MISSING) in kinds}
+        decode: Decode = msgspec.json.Decoder(projected_struct(self._names, types=types, optional=optional)).decode
+        return decode
+
+
+class _Strings:
+    """Those of a field, that were met in some chunks."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self._settling = Settling(1)
+        self._looks = _LOOKS
+
+    def meet(self, values: Iterable[Any]) -> None:
+        new = {value for value in set(values).difference(self.known) if type(value) is str}
+        self.known |= new
+        self._settling.met(new=bool(new))
+        self._looks -= 1
+
+    @property
+    def are_settled(self) -> bool:
+        return bool(self.known) and self._settling.is_over()
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether there are too many, or new ones all the time."""
+        few = len(self.known) <= _FEW and max(map(len, self.known), default=0) <= _SHORT
+        return not few or (self._looks <= 0 and not self.are_settled)
+
+
+def _type_of(kinds: Kinds, strings: Iterable[str]) -> Any:
+    """A type for the decoder: of the strings only these, if any are given."""
+    named = _literal[tuple(strings)] if strings else str
+    return Union[*(named if kind is str else kind for kind in kinds)]
+
+
 def access_to(paths: Iterable[Path], attributes: Mapping[str, str] | None) -> Access:
     """To the values of paths in structs, whose attributes are mapped to by the names of fields, or in dicts."""
     terms: dict[Path, str] = {}
@@ -262,19 +347,17 @@ def projected_struct(
     *,
     forbid_unknown: bool = False,
     kind: Any = Any,
-    kinds: Mapping[str, Kinds] = MappingProxyType({}),
+    types: Mapping[str, Any] = MappingProxyType({}),
+    optional: Container[str] = (),
 ) -> Any:
-    """A struct type that decodes the named fields, each to the attribute it is mapped to; those of `kinds` must have one of
-    these types, and may be missing only if MISSING's is among them. None when a name has characters the decoder does not
-    take in a struct (quotes, backslashes, controls)."""
+    """A struct type that decodes the named fields, each to the attribute it is mapped to. One of `types` must have that
+    type, and be there unless it is `optional`. None when a name has characters the decoder does not take in a struct
+    (quotes, backslashes, controls)."""
     fields: list[Any] = []
     for name, attribute in names.items():
-        if name not in kinds:
-            fields.append((attribute, kind, MISSING))
-        elif type(MISSING) in kinds[name]:
-            fields.append((attribute, Union[*kinds[name]], MISSING))
-        else:
-            fields.append((attribute, Union[*kinds[name]]))
+        expected = types.get(name, kind)
+        required = name in types and name not in optional
+        fields.append((attribute, expected) if required else (attribute, expected, MISSING))
     renamed = {attribute: name for name, attribute in names.items()}
     try:
         return msgspec.defstruct(

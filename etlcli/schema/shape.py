@@ -29,6 +29,7 @@ from msgspec import UNSET, Meta, Raw
 from etlcli.core.access import Access
 from etlcli.core.batch import Batch
 from etlcli.core.fields import NULLS, Column, Decode, Path, Projection, access_to, access_to_tuples, picked
+from etlcli.core.settling import Settling
 from etlcli.schema.load import Schema
 
 _SCALAR = {"type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength",
@@ -46,7 +47,7 @@ _KNOWN = 20_000
 _MAX_NODES = 5_000
 _BLOCK = 256
 """Records."""
-_PATIENCE, _MOST_PATIENCE = 8, 4096
+_PATIENCE = 8
 """Blocks without a new string, before those that there are become a type."""
 _FEW = 4096
 _WORTH = 16
@@ -273,9 +274,7 @@ class _StringCheck:
         self._hashable = hashable
         self._known: set[Any] = set()
         """Valid strings, and what is none."""
-        self._calm = 0
-        """For so many blocks there was nothing new."""
-        self._patience = _PATIENCE
+        self._settling = Settling(_PATIENCE)
         self.field: _Field | None = None
         """Where the place is a field that has nothing but strings and null."""
 
@@ -287,26 +286,22 @@ class _StringCheck:
     @property
     def is_settled(self) -> bool:
         """Whether the field has some strings, and probably no others."""
-        if self.field is None or self._calm < self._patience:
-            return False
         count = len(self._known) - (None in self._known) - (UNSET in self._known)
-        return 0 < count <= _FEW and self._calm >= count // _WORTH
+        return self.field is not None and 0 < count <= _FEW and self._settling.is_over(count // _WORTH)
 
     def bad(self, rows: Sequence[Any]) -> set[str]:
         """Those that are not valid."""
         known = self._known
-        if self._hashable and known.issuperset(self._values(rows)):
-            self._calm += 1
+        new = not (self._hashable and known.issuperset(self._values(rows)))
+        self._settling.met(new=new)
+        if not new:
             return set()
-        if self._calm >= self._patience:
-            self._patience = min(2 * self._patience, _MOST_PATIENCE)
-        self._calm = 0
         values = self._values(rows)
         distinct = set(values) if self._hashable else {value for value in values if type(value) is str}
-        new = distinct.difference(known)
-        bad = {value for value in new if type(value) is str and not self._is_valid(value)}
-        if not bad and len(known) + len(new) <= _KNOWN:
-            known.update(value for value in new if type(value) is not str or len(value) <= 64)
+        unknown = distinct.difference(known)
+        bad = {value for value in unknown if type(value) is str and not self._is_valid(value)}
+        if not bad and len(known) + len(unknown) <= _KNOWN:
+            known.update(value for value in unknown if type(value) is not str or len(value) <= 64)
         return bad
 
     def hits(self, row: Any, bad: set[str]) -> bool:

@@ -22,7 +22,7 @@ PATHS: tuple[Path, ...] = (("a",), ("b",), ("c", "d"), ("e",))
 TOKENS = ["1", "0", "-0", "1.0", "1e2", "1.10", "123456789012345678901234567890", "1" * 5000, "1e400", '"1"', '"\\u00e9"', '""',
           "true", "false", "null", "[]", '[1, "x"]', '{"d": 1}', '{"d": 0.1}']  # fmt: skip
 PLAIN = ["1", "0", "-0", "1.0", "2e0", '"1"', "true", "null", "missing"]
-FEW = st.sampled_from(["1", "2", '"x"', "null"])
+FEW = st.sampled_from(["1", "2", '"x"', '"y"', "null"])
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +128,38 @@ def test_learning_comes_to_an_end() -> None:
             batch, *_ = parse(b"".join(line + b"\n" for line in lines), Span("in", 1, 0, b""), project)
             assert batch.columns((("a",),)) == [[number] * 3]
     assert 0 < learn.call_count <= fields._PATIENCE
+
+
+def decoded(project: Projection, *strings: str) -> list[Any]:
+    chunk = b"".join(b'{"a":"%b"}\n' % string.encode() for string in strings)
+    batch, *_ = parse(chunk, Span("in", 1, 0, chunk), project)
+    (column,) = batch.columns((("a",),))
+    assert column == list(strings)
+    return column
+
+
+def are_found(column: list[Any]) -> bool:
+    """Whether equal strings are one object, which a decoder does not make of two."""
+    return column[0] is column[1]
+
+
+def test_few_strings_are_found_rather_than_made() -> None:
+    project = Projection((("a",),))
+    chunks = [decoded(project, "one", "one", "two") for _ in range(4)]
+    assert [*map(are_found, chunks)] == [False, False, False, True]
+    assert not are_found(decoded(project, "new", "new", "one"))
+    assert not are_found(decoded(project, "one", "one"))  # it takes twice as long as before
+    decoded(project, "new", "one", "two")
+    assert are_found(decoded(project, "new", "new"))
+    decoded(project, "x" * 100, "one")
+    for _ in range(20):
+        assert not are_found(decoded(project, "one", "one"))
+
+
+def test_where_strings_are_always_new_nobody_looks_for_long() -> None:
+    project = Projection((("a",),))
+    with mock.patch.object(fields, "_LOOKS", 5), mock.patch.object(fields._Strings, "meet", autospec=True) as meet:
+        meet.side_effect = lambda strings, values: setattr(strings, "_looks", strings._looks - 1)
+        for number in range(20):
+            decoded(project, f"{number}", "x")
+    assert meet.call_count == 5
