@@ -6,8 +6,10 @@ process and later in many: `prepare` is pure and may run anywhere, `apply` is or
 
     intake.py    bytes of whole lines -> a Batch of valid records, and the rejects
     batch.py     Batch, Origin
-    fields.py    field paths and projected decoding
-    access.py    values of fields out of decoded records
+    fields.py    field paths, columns of values, numbers that are what the record says
+    projection.py, access.py
+                 decoding only some fields, and their values out of decoded records
+    settling.py  when what was met so far may be taken for all there is
     code.py      functions that are written at run time
     edit.py      changing some fields of a record, leaving the bytes of the others alone
     expressions.py, functions.py

@@ -29,20 +29,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from etlcli.core.access import Access
-from etlcli.core.fields import (
-    Column,
-    Derived,
-    Kinds,
-    Path,
-    Projection,
-    access_to_tuples,
-    decode_long,
-    exact_number,
-    kinds_of,
-    may_be_inexact,
-    picked,
-    projection,
-)
+from etlcli.core.fields import Column, Derived, Kinds, Path, decode_long, exact_number, kinds_of, may_be_inexact, picked
+from etlcli.core.projection import Projection, access_to_tuples, projection
 
 _families = counting()
 _decode_records = msgspec.json.Decoder(dict[str, Any]).decode_lines

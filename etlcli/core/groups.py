@@ -17,7 +17,8 @@ import msgspec
 from etlcli.core.aggregates import Call
 from etlcli.core.batch import Batch
 from etlcli.core.edit import encode, open_object, raw_at
-from etlcli.core.fields import MISSING, Path, projected_struct
+from etlcli.core.fields import MISSING, Path
+from etlcli.core.projection import projected_struct
 
 # Bytes of memory beside what is counted (CPython, 64 bit): headers of bytes objects, places in lists and dictionaries.
 ROW_OVERHEAD = 280

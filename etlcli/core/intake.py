@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from etlcli.core.batch import Batch, Origin, Reject, Span, count_of, lines_of
-from etlcli.core.fields import Projection
+from etlcli.core.projection import Projection
 
 MAX_DEPTH = 250
 """Nesting levels a record may have. One below what the least patient decoder on any path refuses."""

@@ -18,10 +18,11 @@ from time import monotonic
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from etlcli.core.batch import Batch, Reject
-from etlcli.core.fields import Derived, Path, Projection, projection
+from etlcli.core.fields import Derived, Path
 from etlcli.core.files import Files
 from etlcli.core.ledger import StepCount
 from etlcli.core.params import Declared
+from etlcli.core.projection import Projection, projection
 
 State = dict[str, Any]
 T = TypeVar("T")

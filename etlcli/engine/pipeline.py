@@ -17,10 +17,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etlcli.core.batch import Batch, Reject
-from etlcli.core.fields import Derived, Path, fields_of, projection
+from etlcli.core.fields import Derived, Path, fields_of
 from etlcli.core.files import Files
 from etlcli.core.ledger import Ledger, StepCount
 from etlcli.core.policy import Handler, Policy
+from etlcli.core.projection import projection
 from etlcli.core.stage import PART, Context, Sink, Source, Stage, State
 from etlcli.engine.drain import Drain
 from etlcli.engine.head import Head, Result, Worked

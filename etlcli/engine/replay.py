@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from etlcli.core.batch import Batch, Reject, Span, lines_of
-from etlcli.core.fields import projection
 from etlcli.core.intake import Intake, parse
 from etlcli.core.ledger import StepCount
 from etlcli.core.policy import ErrorBudget, Policy
+from etlcli.core.projection import projection
 from etlcli.core.stage import Context, Prepared, Source, State
 from etlcli.engine.pipeline import Pipeline
 from etlcli.engine.quarantine import VERSION

@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 from etlcli.core.batch import Batch, Reject, Span
-from etlcli.core.fields import Projection
 from etlcli.core.intake import Intake, parse
+from etlcli.core.projection import Projection
 from etlcli.errors import UsageError, nearest
 from etlcli.io.compression import without_suffix
 from etlcli.registry import FORMATS

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from etlcli.core.batch import Batch, Origin, Reject, Span, chunk_of, lines_of
-from etlcli.core.fields import MISSING, pointer, projected_struct
+from etlcli.core.fields import MISSING, pointer
+from etlcli.core.projection import projected_struct
 from etlcli.errors import DataError
 from etlcli.formats import ByteStream, RawChunk, ReadOptions, WriteOptions, ndjson
 

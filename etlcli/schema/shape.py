@@ -28,7 +28,8 @@ from msgspec import UNSET, Meta, Raw
 
 from etlcli.core.access import Access
 from etlcli.core.batch import Batch
-from etlcli.core.fields import NULLS, Column, Decode, Path, Projection, access_to, access_to_tuples, picked
+from etlcli.core.fields import NULLS, Column, Path, picked
+from etlcli.core.projection import Decode, Projection, access_to, access_to_tuples
 from etlcli.core.settling import Settling
 from etlcli.schema.load import Schema
 

@@ -16,7 +16,8 @@ import msgspec
 
 from etlcli.core.batch import Batch, decode_record
 from etlcli.core.edit import encode, raw_at
-from etlcli.core.fields import Projection, pointer
+from etlcli.core.fields import pointer
+from etlcli.core.projection import Projection
 from etlcli.errors import SchemaError
 from etlcli.schema.load import Schema
 from etlcli.schema.shape import Shape

@@ -23,9 +23,10 @@ from etlcli.core import params
 from etlcli.core.batch import Batch, Origin, Reject, Span
 from etlcli.core.edit import encode, open_object, with_members
 from etlcli.core.explain import told
-from etlcli.core.fields import MISSING, Path, parse_path, pointer, projection
+from etlcli.core.fields import MISSING, Path, parse_path, pointer
 from etlcli.core.intake import parse
 from etlcli.core.keys import texts_of
+from etlcli.core.projection import projection
 from etlcli.core.reshape import encode_lines
 from etlcli.core.stage import Context, Prepared, Question, Stage, State
 from etlcli.errors import DataError, EtlError, UsageError, nearest

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject, Span, chunk_of
-from etlcli.core.fields import projection
 from etlcli.core.intake import parse
+from etlcli.core.projection import projection
 from etlcli.core.stage import Context, Prepared, Question, Stage, State
 from etlcli.errors import FindingsError, UsageError
 from etlcli.io.command import Command, CommandError, Commands, MisalignedError, find_command

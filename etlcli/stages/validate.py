@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from etlcli.core import params
 from etlcli.core.batch import Batch, Errors
 from etlcli.core.expressions import Expression, check_condition
-from etlcli.core.fields import MISSING, Path, Projection, pointer
+from etlcli.core.fields import MISSING, Path, pointer
 from etlcli.core.functions import described
+from etlcli.core.projection import Projection
 from etlcli.core.stage import Context, Prepared, Stage, State
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from etlcli.core import intake
 from etlcli.core.batch import Batch, Span, decode_record
 from etlcli.core.edit import edit
-from etlcli.core.fields import MISSING, Path, exact_number, parse_path, projection
+from etlcli.core.fields import MISSING, Path, exact_number, parse_path
+from etlcli.core.projection import projection
 
 LONG = b"1" * 5000
 PROJECTIONS: list[tuple[Path, ...]] = [(), (("a",),), (("b", "c"), ("x",)), (("a",), ('q"',))]

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etlcli.core import fields
+from etlcli.core import projection
 from etlcli.core.batch import Batch, Span, decode_record
-from etlcli.core.fields import MISSING, Path, Projection, are_labels, kinds_of, walk
+from etlcli.core.fields import MISSING, Path, are_labels, kinds_of, walk
 from etlcli.core.intake import parse
 from etlcli.core.ordering import KeyMaker
+from etlcli.core.projection import Projection
 
 PATHS: tuple[Path, ...] = (("a",), ("b",), ("c", "d"), ("e",))
 TOKENS = ["1", "0", "-0", "1.0", "1e2", "1.10", "123456789012345678901234567890", "1" * 5000, "1e400", '"1"', '"\\u00e9"', '""',
@@ -27,7 +28,7 @@ FEW = st.sampled_from(["1", "2", '"x"', '"y"', "null"])
 
 @pytest.fixture(autouse=True)
 def learning_from_few() -> Iterator[None]:
-    with mock.patch.object(fields, "_ENOUGH", 2):
+    with mock.patch.object(projection, "_ENOUGH", 2):
         yield
 
 
@@ -127,7 +128,7 @@ def test_learning_comes_to_an_end() -> None:
             lines = [b'{"a":"x","a":%d}' % number] * 3
             batch, *_ = parse(b"".join(line + b"\n" for line in lines), Span("in", 1, 0, b""), project)
             assert batch.columns((("a",),)) == [[number] * 3]
-    assert 0 < learn.call_count <= fields._PATIENCE
+    assert 0 < learn.call_count <= projection._PATIENCE
 
 
 def decoded(project: Projection, *strings: str) -> list[Any]:
@@ -158,7 +159,10 @@ def test_few_strings_are_found_rather_than_made() -> None:
 
 def test_where_strings_are_always_new_nobody_looks_for_long() -> None:
     project = Projection((("a",),))
-    with mock.patch.object(fields, "_LOOKS", 5), mock.patch.object(fields._Strings, "meet", autospec=True) as meet:
+    with (
+        mock.patch.object(projection, "_LOOKS", 5),
+        mock.patch.object(projection._Strings, "meet", autospec=True) as meet,
+    ):
         meet.side_effect = lambda strings, values: setattr(strings, "_looks", strings._looks - 1)
         for number in range(20):
             decoded(project, f"{number}", "x")

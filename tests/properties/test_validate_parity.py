@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from etlcli.core.batch import Batch, Span
-from etlcli.core.fields import MISSING, Path, exact_number, pointer, projection
+from etlcli.core.fields import MISSING, Path, exact_number, pointer
 from etlcli.core.intake import parse
+from etlcli.core.projection import projection
 from etlcli.schema.fill import Fill
 from etlcli.schema.load import Schema
 from etlcli.schema.shape import Shape

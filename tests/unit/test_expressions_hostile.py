@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from etlcli.core import access, expressions
 from etlcli.core.batch import Batch
 from etlcli.core.expressions import MAX_SOURCE, Expression
-from etlcli.core.fields import MISSING, Path, Projection
+from etlcli.core.fields import MISSING, Path
+from etlcli.core.projection import Projection
 
 LINES = [
     b'{"a":1,"b":"x","c":[1,"y",{"z":2}],"o":{"__class__":1}}',

@@ -14,9 +14,9 @@ from unittest import mock
 import pytest
 
 from etlcli.core.batch import Batch, Reject, Span
-from etlcli.core.fields import projection
 from etlcli.core.intake import parse
 from etlcli.core.ledger import StepCount
+from etlcli.core.projection import projection
 from etlcli.core.stage import Context
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import InputMissingError, SchemaError
