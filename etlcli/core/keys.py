@@ -30,7 +30,8 @@ _LARGEST = 10 ** (_LONGEST - 1)
 _HASHED = "xxh3:"
 """No JSON text begins so."""
 _EXACT = 1 << 53
-_MOST_DIGITS = 3999
+_MOST_DIGITS = 4300
+"""Of an integer that comes as one: the decoder's limit, which is Python's."""
 _encode_lines = msgspec.json.Encoder(order="deterministic").encode_lines
 _REWRITTEN = {float, Decimal, list, dict}
 
@@ -108,7 +109,7 @@ def _number(number: Decimal) -> Any:
     if not significant:
         return 0
     power = int(exponent) + len(text) - len(significant)
-    if power >= 0 and power + len(significant) < _MOST_DIGITS:
+    if power >= 0 and power + len(significant) <= _MOST_DIGITS:
         return int(number)
     return msgspec.Raw(f"{'-' if sign else ''}{significant}e{power}".encode())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
 from copy import copy
 from functools import lru_cache
 from io import BytesIO
@@ -26,8 +26,8 @@ _PATIENCE = 16
 """How often records may not fit what was learned of others."""
 _FEW, _SHORT = 256, 64
 """Strings that a type may have, and their length."""
-_LOOKS = 64
-"""How many chunks are looked at, to find out whether a field has few strings."""
+_CALM, _LOOKS = 1, 64
+"""Chunks without a new string, before those that there are become a type; and how many are looked at altogether."""
 # A type that is made at run time, which a type checker need not follow.
 _literal: Any = Literal
 
@@ -90,7 +90,7 @@ class Projection:
                 return narrowed.decoded(chunk)
             except msgspec.ValidationError:
                 self._patience -= 1
-        if not self._patience:
+        if self._patience <= 0:
             self._seen, self._narrowed = {}, None
         structs = self._each(chunk)
         if self._seen and len(structs) >= _ENOUGH:
@@ -150,7 +150,7 @@ class _Typed(Projection):
     """Decodes records whose fields have these types, and in turn those whose strings were met before: such a string need
     not be made, and knows its hash."""
 
-    __slots__ = ("_learned", "_strings", "_types")
+    __slots__ = ("_best", "_strings", "_types")
 
     def __init__(self, wider: Projection, types: Mapping[str, frozenset[type]]) -> None:
         self.paths, self.plain = wider.paths, wider.plain
@@ -159,35 +159,35 @@ class _Typed(Projection):
         self._types = types
         self._strings = {name: _Strings() for name, kinds in types.items() if str in kinds}
         """Of fields that have few, as far as is known."""
-        self._learned: frozenset[str] = frozenset()
-        """The fields that are narrowed to their strings."""
-        self._narrowed: _Typed | None = None
         self._access = None
         self._decode = self._decoder({})
+        self._best: tuple[Projection, Set[str]] = self, frozenset()
+        """What records are decoded by first, and the fields that it narrows to their strings."""
 
     def decoded(self, chunk: bytes) -> tuple[Projection, list[Any]]:
-        fitted = self._narrowed or self  # another thread may learn meanwhile
+        fitted, learned = self._best  # another thread may learn meanwhile
         try:
             records = fitted._each(chunk)
         except msgspec.ValidationError:
             if fitted is self:
                 raise
-            fitted, records = self, self._each(chunk)
-            self._narrowed, self._learned = None, frozenset()
-        if len(records) >= _ENOUGH and self._strings.keys() > self._learned:
-            self._meet(fitted, records)
+            records = self._each(chunk)
+            fitted, learned = self._best = self, frozenset()
+        if len(records) >= _ENOUGH and self._strings.keys() > learned:
+            self._meet(fitted, learned, records)
         return fitted, records
 
-    def _meet(self, fitted: Projection, records: list[Any]) -> None:
+    def _meet(self, fitted: Projection, learned: Set[str], records: list[Any]) -> None:
+        """Looks at the strings of fields that are not `learned`."""
         before = self._strings
-        for name in before.keys() - self._learned:
+        for name in before.keys() - learned:
             before[name].meet(fitted.access.values((name,))(records))
         self._strings = {name: strings for name, strings in before.items() if not strings.is_hopeless}
-        settled = {name: strings.known for name, strings in self._strings.items() if strings.are_settled}
-        if settled.keys() > self._learned:
+        settled = {name: frozenset(strings.known) for name, strings in self._strings.items() if strings.are_settled}
+        if settled.keys() > learned:
             narrowed = copy(self)
             narrowed._access, narrowed._decode = None, self._decoder(settled)
-            self._narrowed, self._learned = narrowed, frozenset(settled)
+            self._best = narrowed, settled.keys()
 
     def _decoder(self, strings: Mapping[str, Iterable[str]]) -> Decode:
         types = {name: _type_of(kinds, strings.get(name, ())) for name, kinds in self._types.items()}
@@ -201,7 +201,7 @@ class _Strings:
 
     def __init__(self) -> None:
         self.known: set[str] = set()
-        self._settling = Settling(1)
+        self._settling = Settling(_CALM)
         self._looks = _LOOKS
 
     def meet(self, values: Iterable[Any]) -> None:
@@ -212,7 +212,7 @@ class _Strings:
 
     @property
     def are_settled(self) -> bool:
-        return bool(self.known) and self._settling.is_over()
+        return bool(self.known) and self._settling.is_over
 
     @property
     def is_hopeless(self) -> bool:

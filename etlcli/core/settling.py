@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 _MOST = 4096
+"""The longest while."""
 
 
 class Settling:
-    """Once nothing new has come for a while; for twice as long as before, each time that something did all the same."""
+    """Once nothing new has come for so many looks; twice as many as before, each time that something came after that."""
 
     __slots__ = ("_calm", "_patience")
 
@@ -23,6 +24,6 @@ class Settling:
             self._patience = min(2 * self._patience, _MOST)
         self._calm = 0
 
-    def is_over(self, least: int = 0) -> bool:
-        """Nothing new the last few times, `least` at least."""
-        return self._calm >= self._patience and self._calm >= least
+    @property
+    def is_over(self) -> bool:
+        return self._calm >= self._patience

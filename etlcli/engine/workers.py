@@ -230,6 +230,7 @@ class _Worker:
 
     def __init__(self, head: Head, others: Any) -> None:
         self.tasks: deque[_Task] = deque()
+        self._dismissed = False
         theirs, self._given = os.pipe()
         self.answers, ours = os.pipe()
         grow_pipe(self._given)
@@ -273,9 +274,12 @@ class _Worker:
         return answer._replace(worked=Head.unpacked(answer.worked, chunk))
 
     def dismiss(self) -> None:
-        """Nobody needs it any more. It takes its time to end, and `kill` waits for that."""
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+        """Nobody needs it any more. It takes its time to end, and `kill` waits for that. Once is enough: later its number
+        may be that of another process."""
+        if not self._dismissed:
+            self._dismissed = True
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
 
     def kill(self) -> str:
         """Ends it, if it is not dead. What it died of."""

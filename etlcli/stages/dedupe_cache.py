@@ -298,7 +298,7 @@ class _Questions(NamedTuple):
 
 
 def _bounds(keys: list[Any]) -> tuple[Any, Any] | None:
-    """The smallest key and the greatest, where it looks as if keys rise from batch to batch."""
+    """The smallest key and the greatest, if it looks as if keys rose: then those of the next batch may be greater still."""
     with suppress(TypeError):  # that cannot be compared
         if keys and keys[0] <= keys[len(keys) // 2] <= keys[-1]:
             return min(keys), max(keys)

@@ -1,6 +1,7 @@
 """The newest keys in memory, the others in a table: of the run, or of a cache file.
 
-`Store` is asked and told in whole batches. `RecentStore` forgets the key that was not used for longest when there are more
+`Store` is asked and told in whole batches. Keys that rise from batch to batch are only laid aside, until one comes that
+might be among them. `RecentStore` forgets the key that was not used for longest when there are more
 than a number of them; that depends on every single use, so it goes through a batch key by key.
 """
 
@@ -41,7 +42,8 @@ class Store(Generic[K]):
         """`weigh` says how many bytes of memory a value takes, where values are not shared."""
         self._weigh = weigh
         self._newest: dict[K, Any] = {}
-        self._rising: list[tuple[Sequence[K], Any]] | None = None if table else []
+        nothing_there = table is None or not table.oldest(1)
+        self._rising: list[tuple[Sequence[K], Any]] | None = [] if nothing_there else None
         """Keys with their value of which nobody asked, since those of each entry are greater than all before; None once
         there were others."""
         self._greatest: K | None = None
@@ -82,8 +84,8 @@ class Store(Generic[K]):
     def _settle(self) -> None:
         """From here on any key may be asked for."""
         rising, self._rising = self._rising or (), None
+        self._size -= sum(_OVERHEAD * len(keys) for keys, _ in rising)
         for keys, value in rising:
-            self._size -= _OVERHEAD * len(keys)
             self.put(dict.fromkeys(keys, value))
 
     def _unknown(self, keys: Sequence[K]) -> Sequence[int]:
@@ -165,6 +167,7 @@ class RecentStore(Store[str]):
     ) -> None:
         super().__init__(memory, resources, table, weigh)
         self._newest = OrderedDict()
+        self._rising = None  # every use of a key counts
         self._most = most
         self._stored = 0
         if table is not None:
@@ -209,11 +212,11 @@ class RecentStore(Store[str]):
         newest = self._newest
         # Not as a difference of sets: that would go through all of `newest`, which is no plain dict.
         asked = {key for key in keys if key not in newest} if self._stored else ()
-        stored = self._table.get(asked) if self._table and asked else {}
+        stored = self._table.get(asked) if self._table is not None and asked else {}
         moved, dropped = set[str](), set[str]()
         # More than this cannot have to go.
         most_ageing = len(set(keys)) + len(stored) if self._stored + len(newest) + len(keys) > self._most else 0
-        ageing = iter(self._table.oldest(most_ageing) if self._table and most_ageing else ())
+        ageing = iter(self._table.oldest(most_ageing) if self._table is not None and most_ageing else ())
         left, new = self._stored, []
         for place, key in enumerate(keys):
             if key in newest:

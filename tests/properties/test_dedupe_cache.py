@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from decimal import Decimal
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -136,6 +136,8 @@ cuts = st.lists(st.integers(0, 1000), max_size=4)
     [b'{"k":1e23}', b'{"k":1' + b"0" * 23 + b"}", b'{"k":1e5000}', b'{"k":1' + b"0" * 5000 + b"}"], [], [], "first", 1
 )
 @example([b'{"k":null}', b'{"s":1}', b'{"k":null}'], [1], ["k"], "first", 1)
+@example([b'{"k":1e3999}', b'{"k":1' + b"0" * 3999 + b"}"], [], ["k"], "first", MEMORY)
+@example([b'{"k":-1e4299}', b'{"k":-1' + b"0" * 4299 + b"}"], [], ["k"], "first", MEMORY)
 def test_against_the_model(lines: list[bytes], cuts: list[int], fields: list[str], keep: str, memory: int) -> None:
     passing, duplicates, lacking = model(lines, fields, keep)
     with TemporaryDirectory() as directory, mock.patch.object(dedupe_cache, "_OUT", 2):
@@ -145,6 +147,33 @@ def test_against_the_model(lines: list[bytes], cuts: list[int], fields: list[str
         assert rejected == lacking
         assert discarded.get("duplicate", 0) == len(duplicates)
         assert (Path(directory) / "dupes").read_bytes() == b"".join(line + b"\n" for line in duplicates)
+
+
+# Batches of keys, each greater than those before, in some order; and some other keys among them.
+rising = st.lists(st.permutations(range(4)), max_size=6).map(
+    lambda batches: [[5 * number + key for key in keys] for number, keys in enumerate(batches)]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rising,
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=3),
+    st.booleans(),
+    st.sampled_from([MEMORY, 2000, 1]),
+)
+@example([[1, 50, 30, 35, 40], [41, 50, 60]], [], False, MEMORY)
+@example([[3, 10], [11, 3, 12, 13, 14]], [], False, MEMORY)
+def test_keys_that_rise_from_batch_to_batch(
+    batches: list[list[int]], others: list[tuple[int, int]], text: bool, memory: int
+) -> None:
+    for place, key in others:
+        if place < len(batches):
+            batches[place].append(key)
+    lines = [b'{"k":"%06d"}' % key if text else b'{"k":%d}' % key for keys in batches for key in keys]
+    ends = list(accumulate(map(len, batches)))
+    out, _, _ = run(lines, ends, {"key": ["k"]}, memory)
+    assert out == list(dict.fromkeys(lines))
 
 
 runs = st.lists(st.tuples(st.lists(st.integers(0, 7), max_size=12), cuts, st.integers(0, 40)), min_size=1, max_size=5)

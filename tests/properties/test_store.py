@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import example, given, settings
 
 from etlcli.state.store import Store
@@ -56,4 +57,21 @@ def test_keys_that_rise_are_not_looked_up() -> None:
         store: Store[Any] = Store(2000, resources)
         for start in range(0, 100, 5):  # twice what fits into memory
             assert store.admit([start + 1, start + 4, start], (start, start + 4), None) == range(3)
+            assert store._rising is not None and len(store._rising) <= 10 // 3
     assert store._table is not None
+
+
+@pytest.mark.parametrize("rising", [0, 90, 99])
+def test_memory_is_counted_however_keys_come(rising: int) -> None:
+    limit = 100 * 220
+    with ExitStack() as resources:
+        store: Store[Any] = Store(limit, resources)
+        for key in range(rising):
+            assert store.admit([key], (key, key), None) == range(1)
+        held = []
+        for number in range(300):
+            assert list(store.admit([1000 + number * 7919 % 300], None, None)) == [0]
+            held.append(len(store._newest))
+            assert not store._rising
+    assert held[0] == rising + 1
+    assert 90 <= max(held) <= 110

@@ -20,7 +20,7 @@ from etlcli.core.intake import parse
 from etlcli.core.projection import projection
 from etlcli.schema.fill import Fill
 from etlcli.schema.load import Schema
-from etlcli.schema.shape import Shape
+from etlcli.schema.shape import Shape, _struct
 from etlcli.schema.verdict import Verdict, compiled, subvalidator
 
 DRAFTS = {
@@ -243,7 +243,7 @@ typed = st.lists(
 @pytest.fixture
 def small_blocks() -> Iterator[None]:
     """Of two records. Strings are learned as soon as they come again, unless they are more than two."""
-    numbers = {"_BLOCK": 2, "_PATIENCE": 1, "_FEW": 2}
+    numbers = {"_BLOCK": 2, "_PATIENCE": 1, "_FEW": 2, "_DECODER": 0}
     with mock.patch.multiple("etlcli.schema.shape", **numbers):
         yield
 
@@ -296,6 +296,26 @@ def test_a_field_of_few_strings_is_of_that_type(small_blocks: None) -> None:
     assert checked.call_count == 5  # twice as long as before
     assert suspects("a", "aaa", "a", "a", "a", "a", "a", "a", "a", "a") == []
     assert checked.call_count == 10  # there are more than a few
+
+
+def test_decoders_are_made_in_the_time_that_was_earned() -> None:
+    """One of two fields has a new string every third block: the other's would be learned again each time."""
+    text = {"type": "string", "pattern": "^[0-9]*$"}
+    known = Schema({"properties": {"s": text, "t": text}}, "s")
+    with (
+        mock.patch.multiple("etlcli.schema.shape", _BLOCK=1, _PATIENCE=1),
+        mock.patch("etlcli.core.settling._MOST", 1),
+        mock.patch("etlcli.schema.shape._struct", wraps=_struct) as made,
+    ):
+        shape = Shape.of(known, lambda part: subvalidator(part, known.draft, False), formats=False)
+        both = shape and shape.projection(projection((("s",),)))
+        assert shape and both
+        made.reset_mock()
+        for block in range(600):
+            new = {"st"[block % 2]: str(block)} if block % 3 == 0 else {}
+            chunk = json.dumps({"s": "", "t": "", **new}).encode() + b"\n"
+            assert list(shape.suspects(parse(chunk, Span("in", 1, 0, chunk), both).batch)) == []
+    assert 0 < made.call_count <= 600 * 3 / 32
 
 
 @pytest.mark.parametrize("closed", [True, False])
