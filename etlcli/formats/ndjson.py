@@ -34,7 +34,7 @@ class Reader:
                 held, size = [], 0
             held.append(block[end:])
             size += len(block) - end
-            if size > self._options.max_line:
+            if size - block.endswith(b"\r") > self._options.max_line:
                 yield from self._skip(b"".join(held))
                 held, size = [], 0
         if size:

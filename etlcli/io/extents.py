@@ -95,7 +95,7 @@ class ExtentReader:
             return Lines(data, start)
         data = self._bytes(extent, start, min(extent.end + max_line + 1, extent.limit))
         last = data.rfind(b"\n") + 1
-        if len(data) - last > max_line:
+        if len(data) - last - data.endswith(b"\r") > max_line:
             return Lines(data[:last], start, data[last:], self._length(extent, start + last))
         return Lines(data + b"\n", start)
 

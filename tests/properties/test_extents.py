@@ -67,6 +67,14 @@ def test_a_long_line_is_told_and_not_held(lines: list[bytes], part: int, max_lin
     assert b"".join(told) == content
 
 
+@pytest.mark.parametrize("data", [b'{"a":1234}\r\n{"a":1}\n', b'{"a":1}\n{"a":1234}\r', b'{"a":1234}'])
+def test_a_line_may_be_of_the_limit_wherever_an_extent_ends(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "in"
+    path.write_bytes(data)
+    for part in range(1, len(data) + 1):
+        assert not any(size for *_, size in read(path, part, max_line=10))
+
+
 def test_short_lines_make_small_extents(tmp_path: Path) -> None:
     path = tmp_path / "in"
     path.write_bytes(b"{}\n" * 100_000)

@@ -167,3 +167,9 @@ def test_where_strings_are_always_new_nobody_looks_for_long() -> None:
         for number in range(20):
             decoded(project, f"{number}", "x")
     assert meet.call_count == 5
+
+
+def test_many_strings_are_no_type() -> None:
+    project = Projection((("a",),))
+    for _ in range(4):
+        assert not are_found(decoded(project, "0", *map(str, range(300)))[:2])

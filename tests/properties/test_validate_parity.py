@@ -298,6 +298,18 @@ def test_a_field_of_few_strings_is_of_that_type(small_blocks: None) -> None:
     assert checked.call_count == 10  # there are more than a few
 
 
+def test_what_is_taken_of_a_proven_batch_is_looked_at_again() -> None:
+    known = Schema({"properties": {"s": {"type": "string", "pattern": "^a*$"}}}, "s")
+    shape = Shape.of(known, lambda part: subvalidator(part, known.draft, False), formats=False)
+    both = shape and shape.projection(projection((("s",),)))
+    assert shape and both
+    chunk = b'{"s":"a"}\n{"s":"b"}\n{"s":"aa"}\n'
+    batch = parse(chunk, Span("in", 1, 0, chunk), both).batch
+    taken = batch.take([1, 2])
+    assert taken.columns((("s",),)) == [["b", "aa"]]
+    assert [list(shape.suspects(each)) for each in (batch, taken, batch.take([0, 2]))] == [[1], [0], []]
+
+
 def test_decoders_are_made_in_the_time_that_was_earned() -> None:
     """One of two fields has a new string every third block: the other's would be learned again each time."""
     text = {"type": "string", "pattern": "^[0-9]*$"}

@@ -234,3 +234,11 @@ def test_compressed_output_is_reproducible(suffix: str, etl, tmp_path: Path) -> 
 def test_gzip_members_are_read_as_one(etl) -> None:
     done = etl("read", stdin=gzip.compress(b'{"a":1}\n') + gzip.compress(b'{"a":2}\n'))
     assert done.stdout == b'{"a":1}\n{"a":2}\n'
+
+
+@pytest.mark.parametrize("data", [b'{"a":1234}\r\n{"a":1}\n', b'{"a":1}\n{"a":1234}\r', b'{"a":1234}'])
+def test_a_line_may_be_of_the_limit_wherever_a_block_ends(data: bytes) -> None:
+    """The end of a line is not part of it, though its halves come apart."""
+    for size in range(1, len(data) + 1):
+        assert rejects_of("ndjson", data, size=size, max_line=10) == []
+        assert rejects_of("ndjson", data.replace(b"1234", b"12345"), size=1, max_line=10) != []
