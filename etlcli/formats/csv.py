@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etlcli.core.batch import Batch, Origin, Reject, Span, chunk_of, lines_of
+from etlcli.core.batch import Batch, Origin, Reject, Span, chunk_of, count_of, lines_of
 from etlcli.core.fields import MISSING, pointer
 from etlcli.core.projection import projected_struct
 from etlcli.errors import DataError
@@ -124,7 +124,7 @@ class Reader:
     def _convert_plain(self, raw: RawChunk) -> RawChunk | None:
         """The whole chunk at once, if every line is one good row; None if any is not."""
         try:
-            cells = self._cells(raw.chunk.decode(), raw.chunk.count(b"\n"))
+            cells = self._cells(raw.chunk.decode(), count_of(b"\n", raw.chunk))
         except (UnicodeDecodeError, csv.Error):
             return None
         if not cells:

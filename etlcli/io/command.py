@@ -19,7 +19,7 @@ from functools import partial
 from math import inf
 from threading import Lock, RLock
 
-from etlcli.core.batch import chunk_of
+from etlcli.core.batch import chunk_of, count_of
 from etlcli.errors import UsageError
 from etlcli.io.signals import held
 
@@ -168,7 +168,7 @@ class Command:
             # What it wrote before it ended is in the pipes by now.
             while block := self._read(self._out.fileno()) if ended or self._out.fileno() in ready else b"":
                 blocks.append(block)
-                found += block.count(b"\n")
+                found += count_of(b"\n", block)
                 size += len(block)
                 if size > MAX_OUTPUT:
                     raise CommandError("command_failed", f"{self._name} put out more than {MAX_OUTPUT >> 20} MiB")

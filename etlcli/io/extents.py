@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from etlcli.core.batch import count_of
 from etlcli.core.stage import PART
 from etlcli.errors import InputOutputError
 from etlcli.io.inputs import STDIN, InputStream
@@ -116,7 +117,7 @@ class ExtentReader:
         base = max(start - 1, extent.first)
         found = int(start <= extent.first < end)
         for at in range(base, end - 1, PART):
-            found += self._bytes(extent, at, min(at + PART, end - 1)).count(b"\n")
+            found += count_of(b"\n", self._bytes(extent, at, min(at + PART, end - 1)))
         return found
 
     def close(self) -> None:
