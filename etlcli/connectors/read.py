@@ -81,7 +81,8 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
                 first = self._first_bytes(stream, path) if format == "ndjson" else None
                 if first is not None and isinstance(stream, InputStream):
                     skipped = without_bom(first, stream.path, self.ctx.log)
-                    for extent in extents_of(stream, path, first, skipped, start.offset, start.limit):
+                    scale = self.ctx.scale
+                    for extent in extents_of(stream, path, first, skipped, start.offset, start.limit, scale):
                         self._reached.setdefault(number, _Reached(extent, extent.start, start.line))
                         yield _Part(extent, Place(number, extent.end))
                 else:
@@ -106,6 +107,19 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
             row = intake.lines
             intake.rejects.append(too_long(found.long, found.long_size, (span, row), self.params.max_line, row))
         return Prepared(intake.batch, intake.rejects, _blank(intake.blank), _Read(part.place, span, intake.lines, size))
+
+    def blocks(self, part: _Part) -> Sequence[_Part]:
+        if isinstance(part.what, RawChunk):
+            return [part]
+        extents = part.what.blocks()
+        return [_Part(extent, part.place and part.place._replace(offset=extent.end)) for extent in extents]
+
+    def combined(self, extras: Sequence[_Read]) -> _Read:
+        """Only of extents there are several."""
+        first = extras[0].span
+        span = first and Span(first.path, 1, first.offset, b"")
+        rows, size = sum(read.rows for read in extras), sum(read.size for read in extras)
+        return _Read(extras[-1].place, span, rows, size)
 
     def packed(self, prepared: Prepared, *, placed: bool) -> Prepared:
         """The lengths of lines tell places, and nothing else."""

@@ -9,7 +9,7 @@ name is never part of it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import msgspec
 from etlcli.core.code import filled, function
 
 Piles = list[list[Any]]
+_ABSENT = {"None": type(None), "missing": type(msgspec.UNSET)}
 
 
 class Access:
@@ -35,10 +36,14 @@ class Access:
         """From records to their values of a path."""
         return self._code(f"lambda rows: [{self._terms[path]} for row in rows]")
 
-    def present(self, path: tuple[str, ...]) -> Callable[[Iterable[Any]], list[Any]]:
-        """From records to their values of a path, where that is neither null nor missing."""
-        value = f"(value := {self._terms[path]})"
-        return self._code(f"lambda rows: [value for row in rows if {value} is not None and value is not missing]")
+    def present(self, path: tuple[str, ...], kinds: Set[type]) -> Callable[[Iterable[Any]], list[Any]]:
+        """From records to their values of a path, which have these types, where they are neither null nor missing."""
+        absent = [name for name, kind in _ABSENT.items() if kind in kinds]
+        if not absent:
+            return self.values(path)
+        # A name that a comprehension loops over is a local variable, and one that := gives is not.
+        conditions = " and ".join(f"value is not {name}" for name in absent)
+        return self._code(f"lambda rows: [value for row in rows for value in ({self._terms[path]},) if {conditions}]")
 
     def dealer(self, paths: Sequence[tuple[str, ...]]) -> Callable[[Iterable[Any]], Piles]:
         """From records to piles of those that have equal values of one or more paths, by the first of each. The values

@@ -80,6 +80,7 @@ class Context:
         trial: bool = False,
         clock: Callable[[], float] = monotonic,
         due: Callable[[], float | None] = lambda: None,
+        scale: int = 1,
     ) -> None:
         self.count = count
         self.step = count.step
@@ -109,6 +110,8 @@ class Context:
         """Seconds, from no particular start and never back."""
         self.due = due
         """Seconds until a step after a source wants to be ticked, None while none does (a source only)."""
+        self.scale = scale
+        """How many blocks of the usual size a part had better have; known when `parts` is called (a source only)."""
 
     def discard(self, reason: str, count: int) -> None:
         """`count` records were dropped on purpose."""
@@ -147,6 +150,11 @@ class Component:
         self.params = params
         self.ctx = ctx
 
+    def combined(self, extras: Sequence[Any]) -> Any:
+        """What is to `apply` as these are one after another: what was worked out of several parts, or batches, of which
+        neither records nor rejects are left."""
+        raise NotImplementedError
+
     def snapshot(self) -> State | None:
         """What another process needs to go on from here, as JSON can say it; None where that is nothing. It should be
         small: the rest goes to a spill file. Called between two parts of the input, and at the end of it."""
@@ -165,6 +173,10 @@ class Source(Component):
     def prepare(self, part: Any) -> Prepared:
         """The good records of a part, with the lines that were none and, as discards, blank lines: all that was read."""
         raise NotImplementedError
+
+    def blocks(self, part: Any) -> Sequence[Any]:
+        """The parts of the usual size that a larger one consists of, in order."""
+        return [part]
 
     def packed(self, prepared: Prepared, *, placed: bool) -> Prepared:
         """What another process, where `apply` is called, needs of what was prepared. Not `placed`: no record goes there of
@@ -215,6 +227,10 @@ class Stage(Component):
     """What outside of the process this stage, as configured, asks about records: `the command sed`. Nothing for nobody."""
     reports: bool = False
     """Whether this stage, as configured, only reports: its rejects are findings to show, whatever `on_error` says."""
+
+    combines: bool = False
+    """Whether no records are left of what this stage, as configured, prepares, and what it worked out can be `combined`:
+    then there is less to send and to apply."""
 
     def reads(self) -> tuple[Path | Derived, ...]:
         """The columns `prepare` asks the batch for, so that steps can share one decode, and workers can make what is

@@ -8,17 +8,20 @@ the source is told in order how far the input was read: where nothing was settle
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import zip_longest
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from etlcli.core.batch import Batch, Errors, Reject
 from etlcli.core.fields import Derived, Path
 from etlcli.core.stage import Prepared
 from etlcli.engine.step import SourceStep, StageStep
 
+T = TypeVar("T")
 _NOTHING = Batch.of_lines([])
 
 
@@ -47,6 +50,9 @@ class Head:
         self._steps = steps
         self._behind = behind
         self._measured = [step.measured if step.meters else None for step in (source, *steps)]
+        looked_at = any(step.heals or step.meters for step in (source, *steps))
+        self.combines = bool(steps) and steps[-1].component.combines and not looked_at
+        """Whether what comes of the blocks of a part can be made one."""
         self._turn = 0
         self._ahead: dict[int, list[Prepared]] = {}
         """What the source has not been told of yet, by the number of the part, without the records."""
@@ -73,6 +79,36 @@ class Head:
             seconds.append(now - since)
             since = now
         return _worked(prepared, seconds)
+
+    def work_on_blocks(self, part: Any, *, seen: bool) -> list[Worked]:
+        """What came of each block of a part. Where nothing was rejected, and no records are to be `seen`, what came of
+        several is made one."""
+        blocks = [] if isinstance(part, Prepared) else self._source.component.blocks(part)
+        if len(blocks) < 2:
+            return [self.work(part)]
+        made: list[Worked] = []
+        for block in blocks:
+            worked = self.work(block)
+            if self.combines and not seen and _is_clean(worked):
+                before = [made.pop()] if made and _is_clean(made[-1]) else []
+                worked = self._combined([*before, worked])
+            made.append(worked)
+        return made
+
+    def _combined(self, made: list[Worked]) -> Worked:
+        """Without their records. Some may not have come as far as the last step."""
+        ends = {0: self._source.component, len(self._steps): self._steps[-1].component}
+        prepared = []
+        for at, ones in enumerate(_side_by_side([worked.prepared for worked in made])):
+            extra = ends[at].combined([one.extra for one in ones]) if at in ends else None
+            discards = sum((Counter(one.discards) for one in ones), Counter[str]())
+            prepared.append(Prepared(_NOTHING, (), discards, extra))
+        return Worked(
+            prepared,
+            list(map(sum, _side_by_side([worked.passed for worked in made]))),
+            list(map(sum, _side_by_side([worked.sizes for worked in made]))),
+            list(map(sum, _side_by_side([worked.seconds for worked in made]))),
+        )
 
     def work_up_to(self, limit: int, parts: Iterable[Any]) -> Iterator[Worked]:
         """Of the parts in order, up to so many records."""
@@ -213,6 +249,15 @@ def _worked(prepared: list[Prepared], seconds: list[float] | None = None) -> Wor
         [batch.size for batch in batches],
         seconds or [0.0] * len(prepared),
     )
+
+
+def _side_by_side(rows: Iterable[Sequence[T]]) -> Iterator[list[T]]:
+    """Columns of rows that need not be of one length."""
+    return ([one for one in column if one is not None] for column in zip_longest(*rows))
+
+
+def _is_clean(worked: Worked) -> bool:
+    return not any(prepared.rejects for prepared in worked.prepared)
 
 
 def _explained(stage: Any, reject: Reject) -> Errors:

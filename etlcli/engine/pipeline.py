@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 _WORTH = 16 << 20
 """Bytes of input for which another process pays."""
 _AHEAD = 4
+_LARGE = 4
+"""Blocks of the largest parts."""
+_ROUNDS = 4
+"""How often all windows should be filled."""
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
@@ -274,8 +278,10 @@ class Pipeline:
             return clock.idle(here_alone)
         from etlcli.engine.workers import Workers
 
+        source.component.ctx.scale = self._scale(source.component, head, count)
+        part = PART * source.component.ctx.scale
         try:
-            window = min(_AHEAD * count, self.recipe.queue // PART)
+            window = min(_AHEAD * count, self.recipe.queue // part)
             ordered = self._keeps_order()
 
             def held() -> bool:
@@ -289,7 +295,7 @@ class Pipeline:
             return clock.idle(here_alone)
         resources.callback(workers.close)
         self.watch.workers = count
-        self.watch.queued.append(lambda: workers.in_flight * PART)
+        self.watch.queued.append(lambda: workers.in_flight * part)
         self._log("debug", "workers", count=count)
         return clock.timed(here.effort.waiting_for("workers"), workers.results(parts))
 
@@ -302,6 +308,14 @@ class Pipeline:
         from etlcli.engine.workers import available_cpus
 
         return max(1, min(available_cpus(), source.size() // _WORTH))
+
+    def _scale(self, source: Source, head: Head, count: int) -> int:
+        """How many blocks a part has. Where only what was worked out of them is sent and settled, that is done for several
+        at once; but there must be enough parts to go round, and room for those in flight."""
+        if not head.combines:
+            return 1
+        flight = PART * _AHEAD * count
+        return max(1, min(_LARGE, self.recipe.queue // flight, source.size() // flight // _ROUNDS))
 
     def _keeps_order(self, stage: Stage | None = None) -> bool:
         """Whether records go on in the order of the input, or that in which they come to a stage. Some stages go by it.

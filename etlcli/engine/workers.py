@@ -152,7 +152,7 @@ class Workers:
             except EOFError:
                 self._bury(worker)
                 continue
-            self._done[worker.tasks.popleft().number] = answer if isinstance(answer, BaseException) else [answer.worked]
+            self._done[worker.tasks.popleft().number] = answer if isinstance(answer, BaseException) else answer.made
 
     def _bury(self, worker: _Worker) -> None:
         self._poll.unregister(worker.answers)
@@ -173,22 +173,22 @@ class Workers:
         """What comes of a part that kills workers."""
         halves = self._source.halves(part)
         if len(halves) == 1:
-            yield self._alone(part)
+            yield from self._alone(part)
             return
         for half in halves:
-            worked = self._tried(_Task(0, half))
-            yield from self._halved(half) if worked is None else [worked]
+            made = self._tried(_Task(0, half))
+            yield from self._halved(half) if made is None else made
 
-    def _alone(self, record: Any) -> Worked:
+    def _alone(self, record: Any) -> list[Worked]:
         """What comes of a single record."""
         steps: list[Worked] = []
-        worked = self._tried(_Task(0, record, alone=True), steps)
-        if worked is None:
+        made = self._tried(_Task(0, record, alone=True), steps)
+        if made is None:
             prepared = steps[-1].prepared if steps else []
-            worked = self._head.refused(record, prepared, "worker_killed", "a worker process died of this record")
-        return worked
+            made = [self._head.refused(record, prepared, "worker_killed", "a worker process died of this record")]
+        return made
 
-    def _tried(self, task: _Task, steps: list[Worked] | None = None) -> Worked | None:
+    def _tried(self, task: _Task, steps: list[Worked] | None = None) -> list[Worked] | None:
         """What comes of a task on a worker of its own; None when that dies."""
         worker = _started(self._head, self._workers.values())
         try:
@@ -198,9 +198,9 @@ class Workers:
                 if isinstance(answer, BaseException):
                     raise answer
                 if answer.final:
-                    return answer.worked
+                    return answer.made
                 if steps is not None:
-                    steps.append(answer.worked)
+                    steps += answer.made
         except EOFError:
             return None
         finally:
@@ -218,10 +218,10 @@ class _Task:
 
 
 class _Answer(NamedTuple):
-    """`chunk` are the bytes of the last batch, or where they lie in the shared memory: start and end."""
+    """`chunks` are the bytes of the last batch of each, or where they lie in the shared memory: start and end."""
 
-    worked: Worked
-    chunk: bytes | tuple[int, int]
+    made: list[Worked]
+    chunks: list[bytes | tuple[int, int]]
     final: bool = True
 
 
@@ -270,8 +270,8 @@ class _Worker:
         answer: _Answer | BaseException = pickle.loads(_received(self.answers))
         if isinstance(answer, BaseException):
             return answer
-        chunk = answer.chunk if isinstance(answer.chunk, bytes) else self._memory[slice(*answer.chunk)]
-        return answer._replace(worked=Head.unpacked(answer.worked, chunk))
+        chunks = (chunk if isinstance(chunk, bytes) else self._memory[slice(*chunk)] for chunk in answer.chunks)
+        return answer._replace(made=list(map(Head.unpacked, answer.made, chunks)))
 
     def dismiss(self) -> None:
         """Nobody needs it any more. It takes its time to end, and `kill` waits for that. Once is enough: later its number
@@ -322,12 +322,17 @@ def _work(head: Head, given: int, answers: int, memory: mmap, foreign: list[int]
             try:
                 if alone:
                     for worked in head.growing(part):
-                        _answer(answers, _Answer(*head.packed(worked), final=False))
-                worked, chunk = head.packed(head.work(part), wanted)
-                shared = len(chunk) <= _SLOT
-                if shared:
-                    memory[slot : slot + len(chunk)] = chunk
-                _answer(answers, _Answer(worked, (slot, slot + len(chunk)) if shared else chunk))
+                        grown, chunk = head.packed(worked)
+                        _answer(answers, _Answer([grown], [chunk], final=False))
+                answer = _Answer([], [])
+                for worked in head.work_on_blocks(part, seen=bool(wanted)):
+                    packed, chunk = head.packed(worked, wanted)
+                    shared = not answer.made and len(chunk) <= _SLOT
+                    if shared:
+                        memory[slot : slot + len(chunk)] = chunk
+                    answer.made.append(packed)
+                    answer.chunks.append((slot, slot + len(chunk)) if shared else chunk)
+                _answer(answers, answer)
                 slot = (slot + _SLOT) % len(memory)
             except EOFError:
                 raise

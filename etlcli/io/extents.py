@@ -35,6 +35,12 @@ class Extent(NamedTuple):
     end: int
     limit: int
     """How far the file is read: its size when it was opened."""
+    block: int
+    """Bytes of each of the extents that this one consists of."""
+
+    def blocks(self) -> list[Extent]:
+        starts = range(self.start, self.end, self.block)
+        return [self._replace(start=at, end=min(at + self.block, self.end)) for at in starts]
 
 
 class Lines(NamedTuple):
@@ -56,19 +62,27 @@ def start_of(stream: InputStream) -> bytes | None:
 
 
 def extents_of(
-    stream: InputStream, path: str, start: bytes, skipped: int, behind: int = 0, limit: int | None = None
+    stream: InputStream,
+    path: str,
+    start: bytes,
+    skipped: int,
+    behind: int = 0,
+    limit: int | None = None,
+    scale: int = 1,
 ) -> Iterator[Extent]:
     """All of `path`, which `stream` has open, from where it stands, but the `skipped` first bytes of its `start`. What is
-    `behind` the end of an earlier extent, where that is given, and before the `limit`."""
+    `behind` the end of an earlier extent, where that is given, and before the `limit`. Each has as many
+    blocks as the `scale` says."""
     status = os.fstat(stream.fd)
     limit = status.st_size if limit is None else limit
     first = _position(stream) + skipped
     # Short lines are many objects: smaller extents, so that memory does not depend on what a line is.
     lines = max(1, start.count(b"\n"))
-    size = max(1, min(PART, len(start) * _LINES // lines))
+    block = max(1, min(PART, len(start) * _LINES // lines))
     file = status.st_dev, status.st_ino
+    size = block * scale
     for at in range(max(first, behind), limit, size):
-        yield Extent(path, stream.path, file, first, at, min(at + size, limit), limit)
+        yield Extent(path, stream.path, file, first, at, min(at + size, limit), limit, block)
     os.lseek(stream.fd, limit, os.SEEK_SET)  # who has stdin next goes on behind it
 
 

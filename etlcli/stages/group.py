@@ -120,6 +120,7 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
 
     def __init__(self, params: Any, ctx: Context, state: State | None = None) -> None:
         super().__init__(params, ctx, state)
+        self.combines = params.emit == "summary"
         self._by = tuple(map(parse_path, params.by))
         self._calls = [parse_call(text) for text in params.agg]
         self._names = [*self._by, *(call.name for call in self._calls)]
@@ -149,6 +150,17 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
         if self.params.emit == "summary":
             return Prepared(Batch.of_lines([]), rejects, extra=self._part(batch))
         return Prepared(batch, rejects, extra=self._keys(batch.columns(self._by), batch.count))
+
+    def combined(self, extras: Sequence[Part]) -> Part:
+        table = Table(self._calls)
+        if self._neighbours:
+            for part in extras:
+                table.append(part)
+        else:
+            rows: dict[bytes, int] = {}
+            for part in extras:
+                table.merge(part, _numbers(part, rows))
+        return table.rows
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         if self.params.emit == "summary":
@@ -266,9 +278,11 @@ error as far as it is noticed: the first 40,000 keys or so are remembered."""
     # -- summaries ----------------------------------------------------------------------------------------------------
 
     def _merge(self, part: Part) -> None:
-        rows, before = self._rows, len(self._rows)
-        self._table.merge(part, [rows.setdefault(key, len(rows)) for key in part.keys])
-        self._size += part.size(self._calls) * (len(rows) - before) // max(1, len(part.keys)) + part.growth(self._calls)
+        before = len(self._rows)
+        self._table.merge(part, _numbers(part, self._rows))
+        self._size += part.size(self._calls) * (len(self._rows) - before) // max(1, len(part.keys)) + part.growth(
+            self._calls
+        )
         if self._size > self._limit:
             # Values that were there already take no more room: count again, but not for every batch.
             self._size = self._table.size()
@@ -458,10 +472,14 @@ class _Neighbours:
             self.admit([bytes.fromhex(key)])
 
 
+def _numbers(part: Part, rows: dict[bytes, int]) -> list[int]:
+    """Of the rows of a part in a table with these `rows`, to which new keys are added."""
+    return [rows.setdefault(key, len(rows)) for key in part.keys]
+
+
 def _values(piles: Iterable[Sequence[Any]], rows: Rows, path: Path) -> list[list[Any]]:
     """The values of a field in each group, without null and missing."""
-    kinds, access = rows.kinds(path), rows.access
-    return list(map(access.values(path) if kinds.isdisjoint(NULLS) else access.present(path), piles))
+    return list(map(rows.access.present(path, rows.kinds(path)), piles))
 
 
 def _places(rows: Sequence[Any], some: Iterable[Any]) -> list[int]:

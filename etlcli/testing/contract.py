@@ -193,6 +193,29 @@ def check_workers(trial: Trial) -> None:
     _same(outcome.visible(), _plain(trial).visible(), "prepared elsewhere, and here")
 
 
+def check_combined(trial: Trial) -> None:
+    """Of a stage that combines: no records are left, and what was prepared of several batches, one after another, comes to
+    the same when it is applied as one."""
+    with ExitStack() as resources:
+        if not Bench(trial, resources).stage.combines:
+            return
+    for sizes in splits(len(trial.lines)):
+        with ExitStack() as resources:
+            bench = Bench(trial, resources)
+            apart: list[Prepared] = []
+            for batch in cut(trial.lines, sizes):
+                prepared = bench.prepare(batch)
+                _same(prepared.batch.count, 0, "records that are left of a batch")
+                if apart and not apart[-1].rejects and not prepared.rejects:
+                    before = apart.pop()
+                    discards = Counter(before.discards) + Counter(prepared.discards)
+                    extra = bench.stage.combined([before.extra, prepared.extra])
+                    prepared = prepared._replace(discards=discards, extra=extra)
+                apart.append(prepared)
+            outcome = bench.run(apart)
+        _same(outcome.visible(), _plain(trial).visible(), f"batches of {sizes} records, combined")
+
+
 def check_snapshot(trial: Trial) -> None:
     """Where a stage has a snapshot it is JSON, and a new instance that is given it goes on as the old one would have, with
     the spill files of that one."""
@@ -248,6 +271,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     check_input_kept,
     check_prepare_pure,
     check_workers,
+    check_combined,
     check_snapshot,
     check_finish,
     check_ledger,

@@ -23,11 +23,12 @@ RECORDS = [b'{"id":%d,"text":"%s"}' % (number, b"x" * (number % 50)) for number 
 KILLER = """
 import os, signal, sys
 from etlcli import __main__ as program
+from etlcli.engine import pipeline
 from etlcli.io import extents
 from etlcli.formats import ndjson
 from etlcli.stages.filter import Filter
 from etlcli.connectors import read
-extents.PART = ndjson.PART = 1000
+extents.PART = ndjson.PART = pipeline.PART = 1000
 coordinator, where = os.getpid(), os.environ["KILL_IN"]
 def deadly(prepare, bytes_of):
     def prepared(self, batch):
@@ -47,7 +48,6 @@ if where.startswith("forks"):
             raise BlockingIOError(11, "Resource temporarily unavailable")
         return fork()
     os.fork = forked
-    from etlcli.engine import pipeline
     pipeline._WORTH = 1
 if where == "in the fork":
     os.register_at_fork(after_in_child=lambda: signal.raise_signal(signal.SIGINT))
@@ -103,6 +103,46 @@ def test_a_record_that_kills_workers_is_rejected_and_no_other(poisoned: Path, wh
     assert reject["origin"]["offset"] == poisoned.read_bytes().index(b'{"id":1700,')
     assert reject["step"] == where
     assert re.search(rb"event=worker_died run=\w+ how=SIGKILL", done.stderr)
+
+
+@pytest.mark.parametrize("poison", [False, True])
+def test_what_comes_of_several_blocks_is_sent_as_one(tmp_path: Path, poison: bool) -> None:
+    """Blocks of which lines or records are rejected, among them, and some of which nothing is left."""
+    lines = [b'{"id":%d,"text":"%d"}' % (number, number % 7) for number in range(6000)]
+    lines[1000:1400] = [b'{"id":-1,"text":"none"}'] * 400
+    lines[2000], lines[2300], lines[4000], lines[5000] = b"{", b'{"id":true,"text":"0"}', b"", b'{"id":[],"text":"new"}'
+    text = b'{"id":3000,"text":"poison"}\n'
+    path = tmp_path / "in.ndjson"
+    steps = [
+        {"uses": "filter", "with": {"expr": "text != 'none'"}, "on_error": {"then": "quarantine"}},
+        {"uses": "group", "with": {"by": ["text"], "agg": ["n=count()", "sum=sum(id)", "first=first(id)", "p9=p90(id)"]},
+         "on_error": {"then": "quarantine"}},
+    ]  # fmt: skip
+    recipe = {
+        "version": 1, "source": {"uses": "read", "with": {"paths": ["in.ndjson"]}, "on_error": {"then": "quarantine"}},
+        "steps": steps, "sink": {"uses": "write", "with": {"path": "out"}}, "errors": {"quarantine": "quarantine"},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+
+    def outcome(workers: str) -> list[object]:
+        (tmp_path / "quarantine").unlink(missing_ok=True)
+        # Who is to die of it has it.
+        path.write_bytes(
+            b"\n".join([*lines[:3000], b""]) + text * (poison and workers > "1") + b"\n".join(lines[3000:])
+        )
+        done = killing("filter", "run", str(tmp_path / "recipe.yaml"), "--workers", workers, "--stats")
+        assert done.returncode == 0, done.stderr
+        rejects = [json.loads(line) for line in (tmp_path / "quarantine").read_text().splitlines()]
+        own = [reject for reject in rejects if reject["code"] != "worker_killed"]
+        assert len(rejects) - len(own) == (poison and workers > "1")
+        counts = json.loads(done.stderr.splitlines()[-1])["steps"]
+        told = [(reject["step"], reject["code"], reject["raw"], None if poison else reject["origin"]) for reject in own]
+        return [(tmp_path / "out").read_bytes(), told, None if poison else counts]
+
+    expected = outcome("1")
+    assert b'"text":"6"' in expected[0] and len(expected[1]) == 3  # type: ignore[operator,arg-type]
+    for workers in ("2", "3"):
+        assert outcome(workers) == expected
 
 
 def test_by_default_it_fails_the_run(poisoned: Path) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from etlcli.core import access, expressions
 from etlcli.core.batch import Batch
 from etlcli.core.expressions import MAX_SOURCE, Expression
-from etlcli.core.fields import MISSING, Path
+from etlcli.core.fields import MISSING, NULLS, Path
 from etlcli.core.projection import Projection
 
 LINES = [
@@ -149,7 +149,7 @@ def test_code_that_takes_fields_has_no_names_of_theirs(quoted: list[Path]) -> No
     with mock.patch.object(access, "function", watching):
         found = [project.access.values(path)(rows)[0] for path in paths]
         assert found[:5] == [1, MISSING, 5, 2, 3] and found[5:6] in ([], [4])
-        assert [len(project.access.present(path)(rows)) for path in paths[:2]] == [2, 0]
+        assert [len(project.access.present(path, NULLS)(rows)) for path in paths[:2]] == [2, 0]
         assert project.access.dealer(paths[2:4])(rows) == [rows]
     assert seen
     allowed = {"walk", "append", "missing"}
