@@ -20,15 +20,17 @@ from etlcli.io.inputs import open_input
 lines = st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"")), max_size=12)
 
 
-def read(path: Path, part: int, skipped: int = 0, max_line: int = 1 << 20) -> list[tuple[bytes, int, bytes, int]]:
-    """Chunk, offset, start of a long line and its length, of each extent."""
+def read(
+    path: Path, part: int, skipped: int = 0, max_line: int = 1 << 20, scale: int = 1
+) -> list[tuple[bytes, int, bytes, int]]:
+    """Chunk, offset, start of a long line and its length, of each block of each extent."""
     before = extents.PART, extents._NEAR
     extents.PART, extents._NEAR = part, max(1, part // 2)
     stream, reader = open_input(str(path)), ExtentReader()
     try:
         start = start_of(stream)
-        found = extents_of(stream, str(path), start, skipped) if start is not None else ()
-        return [tuple(reader.read(extent, max_line)) for extent in found]
+        found = extents_of(stream, str(path), start, skipped, scale=scale) if start is not None else ()
+        return [tuple(reader.read(block, max_line)) for extent in found for block in extent.blocks()]
     finally:
         extents.PART, extents._NEAR = before
         reader.close()
@@ -36,14 +38,15 @@ def read(path: Path, part: int, skipped: int = 0, max_line: int = 1 << 20) -> li
 
 
 @settings(max_examples=150, deadline=None)
-@given(lines, st.booleans(), st.integers(1, 40), st.integers(0, 5))
-def test_all_lines_once_in_order(lines: list[bytes], ended: bool, part: int, skipped: int) -> None:
+@given(lines, st.booleans(), st.integers(1, 40), st.integers(0, 5), st.integers(1, 4))
+def test_all_lines_once_in_order(lines: list[bytes], ended: bool, part: int, skipped: int, scale: int) -> None:
     content = b"\n".join(lines) + (b"\n" if ended and lines else b"")
     skipped = min(skipped, len(content))
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "in")
         path.write_bytes(content)
-        found = read(path, part, skipped)
+        found = read(path, part, skipped, scale=scale)
+        assert found == read(path, part, skipped)  # blocks are what parts of the usual size would be
     rest = content[skipped:]
     assert b"".join(chunk for chunk, *_ in found) == (rest if rest.endswith(b"\n") or not rest else rest + b"\n")
     for chunk, offset, *_ in found:
