@@ -245,6 +245,10 @@ class Stage(Component):
     def prepare(self, batch: Batch) -> Prepared:
         return Prepared(batch)
 
+    def packed(self, prepared: Prepared) -> Prepared:
+        """What `apply` needs of it in another process, where whatever this one has packed before was applied before."""
+        return prepared
+
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
         yield prepared.batch
 

@@ -133,9 +133,12 @@ class Head:
         out = {at for at, step in enumerate(steps) if step.taps["out"]}
         return frozenset(out | {at - 1 for at, step in enumerate(steps) if at and step.taps["in"]})
 
-    def packed(self, worked: Worked, wanted: frozenset[int] = frozenset()) -> tuple[Worked, bytes]:
+    def packed(
+        self, worked: Worked, wanted: frozenset[int] = frozenset(), *, applied: bool = True
+    ) -> tuple[Worked, bytes]:
         """To be sent: without what the coordinator has no use for, or can work out when somebody asks, but what is wanted;
-        and the bytes of the last batch, which are most of it. Where there are meters, what they look at goes along."""
+        and the bytes of the last batch, which are most of it. Where there are meters, what they look at goes along. What
+        is not to be `applied` is there to be looked at only."""
         last = len(worked.prepared) - 1
         kept = {last, last - 1, *wanted} if last and self._steps[last - 1].heals else {last, *wanted}
         packed = []
@@ -143,6 +146,8 @@ class Head:
             for reject in prepared.rejects:
                 reject.leave_unexplained()
             packed.append(prepared if at in kept else prepared._replace(batch=self._for_meters(at, prepared.batch)))
+        if last and applied:
+            packed[last] = self._steps[last - 1].component.packed(packed[last])
         placed = any(prepared.batch.count or prepared.rejects for prepared in packed)
         packed[0] = self._source.component.packed(packed[0], placed=placed)
         batch = packed[last].batch

@@ -322,7 +322,7 @@ def _work(head: Head, given: int, answers: int, memory: mmap, foreign: list[int]
             try:
                 if alone:
                     for worked in head.growing(part):
-                        grown, chunk = head.packed(worked)
+                        grown, chunk = head.packed(worked, applied=False)
                         _answer(answers, _Answer([grown], [chunk], final=False))
                 answer = _Answer([], [])
                 for worked in head.work_on_blocks(part, seen=bool(wanted)):

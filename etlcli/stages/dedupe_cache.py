@@ -1,8 +1,9 @@
 """`dedupe-cache`: one record a key, in this run or, with a cache file, in all runs.
 
 `prepare` makes the keys of a batch; `apply` asks the store for all of them at once, so that nearly all of the work is done
-by sets. Keys that outgrow the memory go to a table on disk, and so do the records that --keep last must hold: all of them
-one after another in a spill file, with a byte each in memory that says whether the record is still the last of its key.
+by sets. A worker sends no key twice, as far as it remembers: where keys are few, most duplicates are dropped there. Keys
+that outgrow the memory go to a table on disk, and so do the records that --keep last must hold: all of them one after
+another in a spill file, with a byte each in memory that says whether the record is still the last of its key.
 
 A run that another process may go on with keeps a journal in its spill file: what the store was told, in order. Telling it
 that again makes the same store. Of --keep last the records themselves say it all.
@@ -44,6 +45,8 @@ T = TypeVar("T")
 _OVERHEAD = 64
 _OUT = 4096
 _BLOCK = 1 << 20
+_REMEMBERED = 1 << 16
+"""Keys that a worker remembers to have sent."""
 
 
 class DedupeCache(Stage):
@@ -112,6 +115,8 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         self._asks_once = not (params.max_entries or self._last)
         self._repeats = self._asks_once
         """Whether many keys come again in the same batch, so that it pays to find that out before they are made."""
+        self._sent: set[Any] | None = set() if self._asks_once and params.ttl is None and not params.dupes else None
+        """By this worker, as far as it remembers; None where a record counts whose key has been there."""
         self._journal = _Journal(ctx) if ctx.files.keeps and not self._last else None
         self._dupes: Output | None = None
         if state:
@@ -146,22 +151,37 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         self._repeats = len(places) < batch.count // 4 * 3
         return _Questions(packed(keys), places, _bounds(keys))
 
+    def packed(self, prepared: Prepared) -> Prepared:
+        """Without the records whose keys were sent before, or come before in this batch: they are duplicates."""
+        batch, (keys, places, *_) = prepared.batch, prepared.extra
+        if self._sent is None or not keys or len(keys) > batch.count // 4 * 3:
+            return prepared
+        new = set(keys).difference(self._sent)
+        asked = [place for place, key in enumerate(keys) if key in new] if new else []
+        keys = picked(keys, asked)
+        self._sent |= new
+        if len(self._sent) > _REMEMBERED:
+            self._sent = None
+        questions = _Questions(packed(keys), range(len(keys)), _bounds(keys), more=batch.count - len(keys))
+        return prepared._replace(batch=batch.take(picked(places, asked)), extra=questions)
+
     def apply(self, prepared: Prepared) -> Iterable[Batch]:
-        batch, (keys, places, bounds) = prepared.batch, prepared.extra
-        if not batch.count:
+        batch, (keys, places, bounds, more) = prepared.batch, prepared.extra
+        if not batch.count + more:
             return
         self._open_dupes()
         if self._last:
             self._last.add(keys, batch.whole)
             return
-        new = self._new(keys, bounds)
-        self.ctx.looked_up(batch.count - len(new), len(new))
+        new = self._new(keys, bounds) if keys else ()
+        hits = batch.count + more - len(new)
+        self.ctx.looked_up(hits, len(new))
+        if hits:
+            new = picked(places, new)
+            self._drop(batch.without(set(new)) if self._dupes else None, hits)
         if len(new) == batch.count:
             yield batch
-            return
-        new = picked(places, new)
-        self._drop(batch.without(set(new)) if self._dupes else None, batch.count - len(new))
-        if new:
+        elif new:
             yield batch.take(new)
 
     def finish(self) -> Iterable[Batch]:
@@ -290,11 +310,13 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
 
 
 class _Questions(NamedTuple):
-    """Keys, the places of their records, and the smallest and the greatest key, where these are known."""
+    """Keys, the places of their records, and the smallest and the greatest key, where these are known; how many `more`
+    records there were, which are duplicates."""
 
     keys: Sequence[Any]
     places: Sequence[int]
     bounds: tuple[Any, Any] | None = None
+    more: int = 0
 
 
 def _bounds(keys: list[Any]) -> tuple[Any, Any] | None:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from itertools import cycle
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -183,14 +184,15 @@ def check_prepare_pure(trial: Trial) -> None:
 
 
 def check_workers(trial: Trial) -> None:
-    """Prepared in another instance and out of order, applied in order: the same comes out."""
-    sizes = splits(len(trial.lines))[-1]
-
-    with ExitStack() as resources:
-        worker, coordinator = Bench(trial, resources), Bench(trial, resources)
-        prepared = [worker.prepare(batch) for batch in reversed(list(cut(trial.lines, sizes)))]
-        outcome = coordinator.run(reversed(prepared))
-    _same(outcome.visible(), _plain(trial).visible(), "prepared elsewhere, and here")
+    """Prepared in other instances and out of order, packed and applied in order: the same comes out."""
+    for sizes in splits(len(trial.lines)):
+        with ExitStack() as resources:
+            workers, coordinator = cycle([Bench(trial, resources), Bench(trial, resources)]), Bench(trial, resources)
+            given = list(zip(workers, cut(trial.lines, sizes), strict=False))
+            prepared = [(worker, worker.prepare(batch)) for worker, batch in reversed(given)]
+            coordinator.count.received = len(trial.lines)
+            outcome = coordinator.run(worker.stage.packed(one) for worker, one in reversed(prepared))
+        _same(outcome.visible(), _plain(trial).visible(), f"batches of {sizes} records, prepared elsewhere and here")
 
 
 def check_combined(trial: Trial) -> None:

@@ -36,6 +36,9 @@ def deadly(prepare, bytes_of):
             os.kill(os.getpid(), signal.SIGKILL)
         return prepare(self, batch)
     return prepared
+if "ETL_TEST_REMEMBERED" in os.environ:
+    from etlcli.stages import dedupe_cache
+    dedupe_cache._REMEMBERED = int(os.environ["ETL_TEST_REMEMBERED"])
 if where == "filter":
     Filter.prepare = deadly(Filter.prepare, lambda self, batch: batch.chunk)
 if where == "read":
@@ -66,8 +69,8 @@ program.main()
 """
 
 
-def killing(where: str, *args: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    env = environment(KILL_IN=where)
+def killing(where: str, *args: str, stdin: bytes = b"", **env: str) -> subprocess.CompletedProcess[bytes]:
+    env = environment(KILL_IN=where, **env)
     return subprocess.run([sys.executable, "-c", KILLER, *args], input=stdin, capture_output=True, env=env, timeout=60)
 
 
@@ -143,6 +146,34 @@ def test_what_comes_of_several_blocks_is_sent_as_one(tmp_path: Path, poison: boo
     assert b'"text":"6"' in expected[0] and len(expected[1]) == 3  # type: ignore[operator,arg-type]
     for workers in ("2", "3"):
         assert outcome(workers) == expected
+
+
+@pytest.mark.parametrize("remembered", [1 << 16, 100])
+def test_what_a_worker_has_sent_is_forgotten_with_it(tmp_path: Path, remembered: int) -> None:
+    """Keys come again and again, new ones among them; the first of one is in the part of the record that kills, or behind
+    it."""
+    rows = [(number // 300 * 7 + number % 5, number) for number in range(12_000)]
+    lines = [b'{"key":"%d","id":%d}' % row for row in rows]
+    poison = b'{"key":"poison","id":-1}'
+    (tmp_path / "in.ndjson").write_bytes(b"\n".join([*lines[:6010], poison, *lines[6010:], b""]))
+    recipe = {
+        "version": 1, "source": {"uses": "read", "with": {"paths": ["in.ndjson"]}},
+        "steps": [{"uses": "filter", "with": {"expr": "id < 12000"}, "on_error": {"then": "skip"}},
+                  {"uses": "dedupe-cache", "with": {"key": ["key"]}}],
+        "sink": {"uses": "write", "with": {"path": "out"}},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    for workers in ("2", "3"):
+        done = killing("filter", "run", str(tmp_path / "recipe.yaml"), "--workers", workers, "--stats",
+                       ETL_TEST_REMEMBERED=str(remembered))  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        firsts: dict[int, bytes] = {}
+        for (key, _), line in zip(rows, lines, strict=True):
+            firsts.setdefault(key, line)
+        assert (tmp_path / "out").read_bytes().splitlines() == list(firsts.values())
+        counts = {step["step"]: step for step in json.loads(done.stderr.splitlines()[-1])["steps"]}
+        assert counts["filter"]["rejected"] == {"worker_killed": 1}
+        assert counts["dedupe-cache"]["discarded"] == {"duplicate": len(lines) - len(firsts)}
 
 
 def test_by_default_it_fails_the_run(poisoned: Path) -> None:
