@@ -63,12 +63,20 @@ class Head:
         """What each step makes of the part."""
         prepared = part if isinstance(part, Prepared) else self._source.component.prepare(part)
         yield prepared
-        healing = self._source.heals
-        for step in self._steps:
-            if not prepared.batch.count or (prepared.rejects and healing):
+        for at, step in enumerate(self._steps):
+            if self._ends(at, prepared):
                 return
-            prepared, healing = step.component.prepare(prepared.batch), step.heals
+            prepared = step.component.prepare(prepared.batch)
             yield prepared
+
+    def _ends(self, at: int, prepared: Prepared) -> bool:
+        """Whether this is the last of what is prepared, by the step that stands there; the source is 0."""
+        step = (self._source, *self._steps)[at]
+        return at == len(self._steps) or not prepared.batch.count or bool(prepared.rejects and step.heals)
+
+    def is_whole(self, worked: Worked) -> bool:
+        """Whether all was done to the part."""
+        return self._ends(len(worked.prepared) - 1, worked.prepared[-1])
 
     def work(self, part: Any) -> Worked:
         prepared, seconds = [], []
@@ -187,15 +195,17 @@ class Head:
                 batches = behind.each(batches)
             yield from batches
 
-    def refused(self, part: Any, prepared: Sequence[Prepared], code: str, message: str) -> Worked:
-        """What stands for a single record that no process survives: rejected by the step after those that have `prepared`
-        it."""
-        if not prepared:
-            last = self._source.component.refused(part, code, message)
-        else:
-            reject = prepared[-1].batch.reject(0, code, [{"message": message}])
-            last = Prepared(_NOTHING, [reject])
-        return _worked([*prepared, last])
+    def refused(self, part: Any, before: Worked | None, code: str, message: str) -> Worked:
+        """What stands for a single record that no process survives: rejected by the step after those of which it is known
+        what came `before`."""
+        if not before:
+            return _worked([self._source.component.refused(part, code, message)])
+        step = self._steps[len(before.prepared) - 1].component
+        reject = before.prepared[-1].batch.reject(0, code, [{"message": message}])
+        # Of a batch without records, so that `apply` finds what it needs.
+        last = step.prepare(_NOTHING)._replace(rejects=[reject])
+        prepared, passed, sizes, seconds = before
+        return Worked([*prepared, last], [*passed, 0], [*sizes, 0], [*seconds, 0.0])
 
     def _tell(self, number: int, made: list[Prepared]) -> None:
         """Tells the source of a part, if it is its turn, and of those that have waited for it."""

@@ -1,10 +1,10 @@
 """Worker processes for the head of a pipeline.
 
 The coordinator hands out parts of the input and takes back what came of them, in the order of the input unless the run does
-without it. A worker is a
-fork of the coordinator, made before anything was read, and holds no state; so one that dies (killed, out of memory, a
-crash in a C library) costs nothing but time: another takes its place and does the part again. A part that kills workers
-again is halved until the record that does it stands alone, and that one is rejected as `worker_killed`.
+without it. A worker is a fork of the coordinator, made before anything was read, and holds no state beside what it has
+answered; so one that dies (killed, out of memory, a crash in a C library) costs nothing but time: another takes its place
+and does the part again. A part that kills workers again and again is halved until the record that does it stands alone, and
+that one is rejected as `worker_killed`.
 
 No more than `window` parts are in flight, those that are done and wait for their turn among them: that is the
 backpressure. Messages are pickled: these are pipes between a process and its own children, which nobody else can write to.
@@ -39,7 +39,8 @@ _FAR = 8
 _SMALL = 4096
 """Bytes of a message that fits into a pipe even if nobody reads it yet."""
 _SLOT = 2 << 20
-_TRIES = 2
+_TRIES = 3
+"""Of a part, and of a record alone: fewer deaths may be chance. What is halved has its rejects in another order, too."""
 _STARTS = 3
 _ALIVE = b"+"
 _CPU_MAX = "/sys/fs/cgroup/cpu.max"
@@ -181,15 +182,18 @@ class Workers:
 
     def _alone(self, record: Any) -> list[Worked]:
         """What comes of a single record."""
-        steps: list[Worked] = []
-        made = self._tried(_Task(0, record, alone=True), steps)
-        if made is None:
-            prepared = steps[-1].prepared if steps else []
-            made = [self._head.refused(record, prepared, "worker_killed", "a worker process died of this record")]
-        return made
+        farthest: Worked | None = None
+        for _ in range(_TRIES):
+            steps: list[Worked] = []
+            self._tried(_Task(0, record, alone=True), steps)
+            farthest = steps[-1] if steps else None
+            if farthest and self._head.is_whole(farthest):
+                return [farthest]
+        return [self._head.refused(record, farthest, "worker_killed", "a worker process died of this record")]
 
     def _tried(self, task: _Task, steps: list[Worked] | None = None) -> list[Worked] | None:
-        """What comes of a task on a worker of its own; None when that dies."""
+        """What comes of a task on a worker of its own; None when that dies. Of a record alone the `steps` tell how far it
+        came."""
         worker = _started(self._head, self._workers.values())
         try:
             worker.give(task)
@@ -325,7 +329,7 @@ def _work(head: Head, given: int, answers: int, memory: mmap, foreign: list[int]
                         grown, chunk = head.packed(worked, applied=False)
                         _answer(answers, _Answer([grown], [chunk], final=False))
                 answer = _Answer([], [])
-                for worked in head.work_on_blocks(part, seen=bool(wanted)):
+                for worked in () if alone else head.work_on_blocks(part, seen=bool(wanted)):
                     packed, chunk = head.packed(worked, wanted)
                     shared = not answer.made and len(chunk) <= _SLOT
                     if shared:

@@ -41,9 +41,24 @@ if "ETL_TEST_REMEMBERED" in os.environ:
     dedupe_cache._REMEMBERED = int(os.environ["ETL_TEST_REMEMBERED"])
 if where == "filter":
     Filter.prepare = deadly(Filter.prepare, lambda self, batch: batch.chunk)
+parse = read.parse
+def deadly_parse(chunk, *rest):
+    return deadly(lambda self, chunk: parse(chunk, *rest), lambda self, chunk: chunk)(None, chunk)
 if where == "read":
-    parse = read.parse
-    read.parse = lambda chunk, *rest: deadly(lambda self, chunk: parse(chunk, *rest), lambda self, chunk: chunk)(None, chunk)
+    read.parse = deadly_parse
+if where.startswith("stage "):
+    from etlcli.registry import find
+    stage = find("stage", where.split()[1])
+    stage.prepare = deadly(stage.prepare, lambda self, batch: batch.chunk)
+if where == "at the end":
+    from etlcli.engine.head import Head
+    growing, alone = Head.growing, []
+    def growing_and_die(self, part):
+        alone.append(part)
+        yield from growing(self, part)
+        os.kill(os.getpid(), signal.SIGKILL)
+    Head.growing = growing_and_die
+    read.parse = lambda *args: (parse if alone else deadly_parse)(*args)
 if where.startswith("forks"):
     fork, room = os.fork, iter(range(int(where[5:])))
     def forked():
@@ -174,6 +189,62 @@ def test_what_a_worker_has_sent_is_forgotten_with_it(tmp_path: Path, remembered:
         counts = {step["step"]: step for step in json.loads(done.stderr.splitlines()[-1])["steps"]}
         assert counts["filter"]["rejected"] == {"worker_killed": 1}
         assert counts["dedupe-cache"]["discarded"] == {"duplicate": len(lines) - len(firsts)}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sort", "--by=-id"],
+        ["sort", "--by=text", "--top", "5"],
+        ["group", "--by", "text", "--agg", "n=count()"],
+        ["group", "--agg", "n=count()", "--agg", "total=sum(id)"],
+        ["group", "--by", "text", "--emit", "list"],
+        ["group", "--by", "id", "--assume-sorted", "--agg", "n=count()"],
+        ["dedupe-cache", "--key", "text"],
+        ["dedupe-cache", "--key", "text", "--keep", "last"],
+        ["dedupe-cache", "--key", "text", "--max-entries", "7"],
+        ["dedupe-cache"],
+        ["batch", "--size", "7"],
+        ["map", "twice = id * 2"],
+        ["validate", "--rule", "id >= 0"],
+    ],
+    ids=" ".join,
+)
+def test_a_record_that_kills_workers_in_any_stage(poisoned: Path, command: list[str]) -> None:
+    """The others come to what they come to without it, and with what becomes of it at the very end nothing is wrong."""
+    quarantine, output = poisoned.with_name("quarantine"), poisoned.with_name("out")
+    options = ["-o", str(output), "--workers", "2", "--quarantine", str(quarantine)]
+    content = poisoned.read_bytes()
+    done = killing(f"stage {command[0]}", *command, str(poisoned), *options)
+    assert done.returncode == 0, done.stderr
+    (reject,) = map(json.loads, quarantine.read_text().splitlines())
+    assert (reject["code"], reject["step"], reject["origin"]["line"]) == ("worker_killed", command[0], 1701)
+    poisoned.write_bytes(content.replace(b'{"id":1700,"text":"poison"}\n', b""))
+    assert output.read_bytes() == run_etl(*command, poisoned, "--workers", "1").stdout
+
+    poisoned.write_bytes(content)
+    done = killing("at the end", *command, str(poisoned), *options)
+    assert done.returncode == 0, done.stderr
+    assert b"event=worker_died" in done.stderr
+    assert output.read_bytes() == run_etl(*command, poisoned, "--workers", "1").stdout
+    assert len(quarantine.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("where", ["stage map", "stage filter", "at the end"])
+def test_a_record_that_kills_between_other_steps(poisoned: Path, where: str) -> None:
+    steps = [{"uses": "filter", "with": {"expr": "id >= 0"}}, {"uses": "map", "with": {"set": ["twice = id * 2"]}},
+             {"id": "other", "uses": "filter", "with": {"expr": "id != 1700"}}, {"uses": "group", "with": {"agg": ["n=count()"]}}]  # fmt: skip
+    for step in steps:
+        step["on_error"] = {"then": "skip"}
+    recipe = {"version": 1, "source": {"uses": "read", "with": {"paths": ["in.ndjson"]}}, "steps": steps,
+              "sink": {"uses": "write", "with": {"path": "out"}}}  # fmt: skip
+    poisoned.with_name("recipe.yaml").write_text(json.dumps(recipe))
+    done = killing(where, "run", str(poisoned.with_name("recipe.yaml")), "--workers", "2", "--stats")
+    assert done.returncode == 0, done.stderr
+    assert poisoned.with_name("out").read_bytes() == b'{"n":2999}\n'
+    counts = {step["step"]: step["rejected"] for step in json.loads(done.stderr.splitlines()[-1])["steps"]}
+    rejected = [step for step, codes in counts.items() if codes]
+    assert rejected == ([] if where == "at the end" else [where.split()[1]])
 
 
 def test_by_default_it_fails_the_run(poisoned: Path) -> None:
