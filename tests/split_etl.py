@@ -22,7 +22,12 @@ for module in (stage, extents, ndjson):
     module.PART = int(os.environ.get("ETL_TEST_PART", "100"))
 if "ETL_TEST_WORKERS" in os.environ:
     pipeline.Pipeline._workers = lambda self, source: int(os.environ["ETL_TEST_WORKERS"])
-    pipeline.Pipeline._scale = lambda self, source, head, count: 3 if head.combines else 1
+
+    def scale(self: pipeline.Pipeline, source: stage.Source, head: head.Head, count: int) -> int:
+        source.ctx.scale = 3 if head.combines else 1  # from the first part on
+        return source.ctx.scale
+
+    pipeline.Pipeline._scale = scale
 if "ETL_TEST_DELAY" in os.environ:
     longest = int(os.environ["ETL_TEST_DELAY"]) / 1000
     work = head.Head.work

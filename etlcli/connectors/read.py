@@ -81,8 +81,8 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
                 first = self._first_bytes(stream, path) if format == "ndjson" else None
                 if first is not None and isinstance(stream, InputStream):
                     skipped = without_bom(first, stream.path, self.ctx.log)
-                    scale = self.ctx.scale
-                    for extent in extents_of(stream, path, first, skipped, start.offset, start.limit, scale):
+                    rest = start.offset, start.limit
+                    for extent in extents_of(stream, path, first, skipped, *rest, scale=lambda: self.ctx.scale):
                         self._reached.setdefault(number, _Reached(extent, extent.start, start.line))
                         yield _Part(extent, Place(number, extent.end))
                 else:

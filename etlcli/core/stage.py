@@ -2,7 +2,8 @@
 
 A stage has two halves, and a source too. `prepare` is pure: no state, no I/O but reading, any process, any order. `apply`
 runs in the coordinator, in input order, and holds the state. validate and filter are all `prepare`; sort makes keys there
-and keeps records in `apply`. The engine calls
+and keeps records in `apply`. What goes from one process to another may be less than was prepared: see `combined`, `unsent`.
+The engine calls
 
     prepare(batch) -> apply(prepared) -> batches ... then finish() -> batches, once, at the end of input
 
@@ -80,7 +81,6 @@ class Context:
         trial: bool = False,
         clock: Callable[[], float] = monotonic,
         due: Callable[[], float | None] = lambda: None,
-        scale: int = 1,
     ) -> None:
         self.count = count
         self.step = count.step
@@ -110,8 +110,8 @@ class Context:
         """Seconds, from no particular start and never back."""
         self.due = due
         """Seconds until a step after a source wants to be ticked, None while none does (a source only)."""
-        self.scale = scale
-        """How many blocks of the usual size a part had better have; known when `parts` is called (a source only)."""
+        self.scale = 1
+        """How many blocks of the usual size the next part may have (a source only)."""
 
     def discard(self, reason: str, count: int) -> None:
         """`count` records were dropped on purpose."""
@@ -245,8 +245,8 @@ class Stage(Component):
     def prepare(self, batch: Batch) -> Prepared:
         return Prepared(batch)
 
-    def packed(self, prepared: Prepared) -> Prepared:
-        """What `apply` needs of it in another process, where whatever this one has packed before was applied before."""
+    def unsent(self, prepared: Prepared) -> Prepared:
+        """What `apply` needs of it in another process, where whatever this one has sent before is applied before."""
         return prepared
 
     def apply(self, prepared: Prepared) -> Iterable[Batch]:

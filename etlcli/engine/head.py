@@ -142,11 +142,11 @@ class Head:
         return frozenset(out | {at - 1 for at, step in enumerate(steps) if at and step.taps["in"]})
 
     def packed(
-        self, worked: Worked, wanted: frozenset[int] = frozenset(), *, applied: bool = True
+        self, worked: Worked, wanted: frozenset[int] = frozenset(), *, in_turn: bool = False
     ) -> tuple[Worked, bytes]:
         """To be sent: without what the coordinator has no use for, or can work out when somebody asks, but what is wanted;
-        and the bytes of the last batch, which are most of it. Where there are meters, what they look at goes along. What
-        is not to be `applied` is there to be looked at only."""
+        and the bytes of the last batch, which are most of it. Where there are meters, what they look at goes along. Only
+        if it is `in_turn` was everything that this process has sent before of an earlier part, and is it applied before."""
         last = len(worked.prepared) - 1
         kept = {last, last - 1, *wanted} if last and self._steps[last - 1].heals else {last, *wanted}
         packed = []
@@ -154,8 +154,8 @@ class Head:
             for reject in prepared.rejects:
                 reject.leave_unexplained()
             packed.append(prepared if at in kept else prepared._replace(batch=self._for_meters(at, prepared.batch)))
-        if last and applied:
-            packed[last] = self._steps[last - 1].component.packed(packed[last])
+        if last and in_turn:
+            packed[last] = self._steps[last - 1].component.unsent(packed[last])
         placed = any(prepared.batch.count or prepared.rejects for prepared in packed)
         packed[0] = self._source.component.packed(packed[0], placed=placed)
         batch = packed[last].batch

@@ -278,16 +278,15 @@ class Pipeline:
             return clock.idle(here_alone)
         from etlcli.engine.workers import Workers
 
-        source.component.ctx.scale = self._scale(source.component, head, count)
-        part = PART * source.component.ctx.scale
+        scale = self._scale(source.component, head, count)
         try:
-            window = min(_AHEAD * count, self.recipe.queue // part)
+            window = min(_AHEAD * count, self.recipe.queue // (PART * scale))
             ordered = self._keeps_order()
 
             def held() -> bool:
                 return not head.is_level and self._is_due()
 
-            workers = Workers(source.component, head, count, window, self._log, ordered=ordered, held=held)
+            workers = Workers(source.component, head, count, window, self._log, scale=scale, ordered=ordered, held=held)
         except TryLaterError as error:
             if self.recipe.workers:
                 raise
@@ -295,7 +294,7 @@ class Pipeline:
             return clock.idle(here_alone)
         resources.callback(workers.close)
         self.watch.workers = count
-        self.watch.queued.append(lambda: workers.in_flight * part)
+        self.watch.queued.append(lambda: workers.in_flight * PART * source.component.ctx.scale)
         self._log("debug", "workers", count=count)
         return clock.timed(here.effort.waiting_for("workers"), workers.results(parts))
 
@@ -310,8 +309,8 @@ class Pipeline:
         return max(1, min(available_cpus(), source.size() // _WORTH))
 
     def _scale(self, source: Source, head: Head, count: int) -> int:
-        """How many blocks a part has. Where only what was worked out of them is sent and settled, that is done for several
-        at once; but there must be enough parts to go round, and room for those in flight."""
+        """How many blocks a part has at most. Where only what was worked out of them is sent and settled, that is done for
+        several at once; but there must be enough parts to go round, and room for those in flight."""
         if not head.combines:
             return 1
         flight = PART * _AHEAD * count

@@ -38,6 +38,7 @@ _FAR = 8
 """Windows that the input may be drawn beyond a part that is not done."""
 _SMALL = 4096
 """Bytes of a message that fits into a pipe even if nobody reads it yet."""
+_LITTLE = 64 << 10
 _SLOT = 2 << 20
 _TRIES = 3
 """Of a part, and of a record alone: fewer deaths may be chance. What is halved has its rejects in another order, too."""
@@ -58,10 +59,14 @@ class Workers:
         window: int,
         log: Callable[..., None],
         *,
+        scale: int = 1,
         ordered: bool = True,
         held: Callable[[], bool] = bool,
     ) -> None:
-        """Not `ordered`: results are given as they come, and no part is drawn while it is `held`."""
+        """Parts have `scale` blocks as long as answers are small: many small ones are most of the work to be done here, and
+        few large ones would take memory. Not `ordered`: results are given as they come, and no part is drawn while it is
+        `held`."""
+        self._scale = scale
         self._ordered = ordered
         self._held = held
         self._source = source
@@ -153,6 +158,7 @@ class Workers:
             except EOFError:
                 self._bury(worker)
                 continue
+            self._source.ctx.scale = self._scale if worker.said <= _LITTLE else 1
             self._done[worker.tasks.popleft().number] = answer if isinstance(answer, BaseException) else answer.made
 
     def _bury(self, worker: _Worker) -> None:
@@ -218,7 +224,7 @@ class _Task:
         self.number = number
         self.part = part
         self.deaths = 0
-        self.message = pickle.dumps((part, wanted, alone), pickle.HIGHEST_PROTOCOL)
+        self.message = pickle.dumps((number, part, wanted, alone), pickle.HIGHEST_PROTOCOL)
 
 
 class _Answer(NamedTuple):
@@ -234,6 +240,8 @@ class _Worker:
 
     def __init__(self, head: Head, others: Any) -> None:
         self.tasks: deque[_Task] = deque()
+        self.said = 0
+        """Bytes of its last answer."""
         self._dismissed = False
         theirs, self._given = os.pipe()
         self.answers, ours = os.pipe()
@@ -271,7 +279,9 @@ class _Worker:
 
     def answer(self) -> _Answer | BaseException:
         """What came of its task, or what that raised. Raises EOFError when it has died."""
-        answer: _Answer | BaseException = pickle.loads(_received(self.answers))
+        message = _received(self.answers)
+        self.said = len(message)
+        answer: _Answer | BaseException = pickle.loads(message)
         if isinstance(answer, BaseException):
             return answer
         chunks = (chunk if isinstance(chunk, bytes) else self._memory[slice(*chunk)] for chunk in answer.chunks)
@@ -320,17 +330,19 @@ def _work(head: Head, given: int, answers: int, memory: mmap, foreign: list[int]
             os.close(fd)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.write(answers, _ALIVE)
-        slot = 0
+        slot, latest = 0, -1
         while True:
-            part, wanted, alone = pickle.loads(_received(given))
+            number, part, wanted, alone = pickle.loads(_received(given))
+            # One that another worker has died of may come late.
+            in_turn, latest = number > latest, max(number, latest)
             try:
                 if alone:
                     for worked in head.growing(part):
-                        grown, chunk = head.packed(worked, applied=False)
+                        grown, chunk = head.packed(worked)
                         _answer(answers, _Answer([grown], [chunk], final=False))
                 answer = _Answer([], [])
                 for worked in () if alone else head.work_on_blocks(part, seen=bool(wanted)):
-                    packed, chunk = head.packed(worked, wanted)
+                    packed, chunk = head.packed(worked, wanted, in_turn=in_turn)
                     shared = not answer.made and len(chunk) <= _SLOT
                     if shared:
                         memory[slot : slot + len(chunk)] = chunk

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from etlcli.core.batch import count_of
@@ -68,11 +68,11 @@ def extents_of(
     skipped: int,
     behind: int = 0,
     limit: int | None = None,
-    scale: int = 1,
+    scale: Callable[[], int] = lambda: 1,
 ) -> Iterator[Extent]:
     """All of `path`, which `stream` has open, from where it stands, but the `skipped` first bytes of its `start`. What is
-    `behind` the end of an earlier extent, where that is given, and before the `limit`. Each has as many
-    blocks as the `scale` says."""
+    `behind` the end of an earlier extent, where that is given, and before the `limit`. Each has as many blocks as the
+    `scale` says then."""
     status = os.fstat(stream.fd)
     limit = status.st_size if limit is None else limit
     first = _position(stream) + skipped
@@ -80,9 +80,11 @@ def extents_of(
     lines = max(1, start.count(b"\n"))
     block = max(1, min(PART, len(start) * _LINES // lines))
     file = status.st_dev, status.st_ino
-    size = block * scale
-    for at in range(max(first, behind), limit, size):
-        yield Extent(path, stream.path, file, first, at, min(at + size, limit), limit, block)
+    at = max(first, behind)
+    while at < limit:
+        end = min(at + block * scale(), limit)
+        yield Extent(path, stream.path, file, first, at, end, limit, block)
+        at = end
     os.lseek(stream.fd, limit, os.SEEK_SET)  # who has stdin next goes on behind it
 
 

@@ -116,7 +116,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         self._repeats = self._asks_once
         """Whether many keys come again in the same batch, so that it pays to find that out before they are made."""
         self._sent: set[Any] | None = set() if self._asks_once and params.ttl is None and not params.dupes else None
-        """By this worker, as far as it remembers; None where a record counts whose key has been there."""
+        """Keys, by this worker, as far as it remembers; None where a record counts whose key has been there."""
         self._journal = _Journal(ctx) if ctx.files.keeps and not self._last else None
         self._dupes: Output | None = None
         if state:
@@ -151,7 +151,7 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         self._repeats = len(places) < batch.count // 4 * 3
         return _Questions(packed(keys), places, _bounds(keys))
 
-    def packed(self, prepared: Prepared) -> Prepared:
+    def unsent(self, prepared: Prepared) -> Prepared:
         """Without the records whose keys were sent before, or come before in this batch: they are duplicates."""
         batch, (keys, places, *_) = prepared.batch, prepared.extra
         if self._sent is None or not keys or len(keys) > batch.count // 4 * 3:
@@ -159,9 +159,8 @@ Keys beyond --memory go to a temporary file (in TMPDIR, else /tmp) without a nam
         new = set(keys).difference(self._sent)
         asked = [place for place, key in enumerate(keys) if key in new] if new else []
         keys = picked(keys, asked)
-        self._sent |= new
-        if len(self._sent) > _REMEMBERED:
-            self._sent = None
+        if len(self._sent) < _REMEMBERED:
+            self._sent |= new
         questions = _Questions(packed(keys), range(len(keys)), _bounds(keys), more=batch.count - len(keys))
         return prepared._replace(batch=batch.take(picked(places, asked)), extra=questions)
 

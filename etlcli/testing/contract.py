@@ -184,14 +184,14 @@ def check_prepare_pure(trial: Trial) -> None:
 
 
 def check_workers(trial: Trial) -> None:
-    """Prepared in other instances and out of order, packed and applied in order: the same comes out."""
+    """Prepared in other instances and out of order, sent and applied in order: the same comes out."""
     for sizes in splits(len(trial.lines)):
         with ExitStack() as resources:
             workers, coordinator = cycle([Bench(trial, resources), Bench(trial, resources)]), Bench(trial, resources)
             given = list(zip(workers, cut(trial.lines, sizes), strict=False))
             prepared = [(worker, worker.prepare(batch)) for worker, batch in reversed(given)]
             coordinator.count.received = len(trial.lines)
-            outcome = coordinator.run(worker.stage.packed(one) for worker, one in reversed(prepared))
+            outcome = coordinator.run(worker.stage.unsent(one) for worker, one in reversed(prepared))
         _same(outcome.visible(), _plain(trial).visible(), f"batches of {sizes} records, prepared elsewhere and here")
 
 

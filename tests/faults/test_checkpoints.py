@@ -298,3 +298,30 @@ def children(pid: int) -> list[int]:
     with suppress(OSError):
         return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
     return []
+
+
+@pytest.mark.parametrize("steps", [
+    [{"uses": "group", "with": {"by": ["k"], "agg": ["n=count()", "sum=sum(n)"]}}],
+    [{"uses": "dedupe-cache", "with": {"key": ["k"]}}],
+], ids=["group", "dedupe-cache"])  # fmt: skip
+def test_P3_killed_while_workers_send_less_than_they_have(tmp_path: Path, steps: list[Any]) -> None:
+    """What several blocks come to as one, and no key twice."""
+    lines = [b'{"k":%d,"n":%d}\n' % (number // 100 + number % 3, number) for number in range(1500)]
+    (tmp_path / "in.ndjson").write_bytes(b"".join(lines))
+    recipe = {"version": 1, "source": {"uses": "read", "with": {"paths": ["in.ndjson"]}}, "steps": steps,
+              "sink": {"uses": "write", "with": {"path": "out"}}, "checkpoint": {"dir": "state", "every": "0s"}}  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+
+    def run(workers: str, kill: str) -> int:
+        command = [sys.executable, str(SPLIT_ETL), "run", str(tmp_path / "recipe.yaml")]
+        env = environment(ETL_TEST_WORKERS=workers, ETL_TEST_PART="200", ETL_TEST_KILL=kill)
+        return subprocess.run(command, env=env, capture_output=True, timeout=60).returncode
+
+    assert run("1", "0") == 0
+    expected = (tmp_path / "out").read_bytes()
+    for kill in ("2", "5", "11"):
+        (tmp_path / "out").unlink()
+        while (code := run("2", kill)) != 0:
+            assert code == -signal.SIGKILL
+            kill = str(int(kill) + 7)
+        assert (tmp_path / "out").read_bytes() == expected

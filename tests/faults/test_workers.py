@@ -46,6 +46,16 @@ def deadly_parse(chunk, *rest):
     return deadly(lambda self, chunk: parse(chunk, *rest), lambda self, chunk: chunk)(None, chunk)
 if where == "read":
     read.parse = deadly_parse
+if where.startswith("once "):
+    import time
+    prepare = Filter.prepare
+    def prepared(self, batch):
+        if os.getpid() != coordinator and b'"id":0}' in batch.chunk and os.path.exists(where[5:]):
+            os.unlink(where[5:])
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare(self, batch)
+    Filter.prepare = prepared
 if where.startswith("stage "):
     from etlcli.registry import find
     stage = find("stage", where.split()[1])
@@ -189,6 +199,27 @@ def test_what_a_worker_has_sent_is_forgotten_with_it(tmp_path: Path, remembered:
         counts = {step["step"]: step for step in json.loads(done.stderr.splitlines()[-1])["steps"]}
         assert counts["filter"]["rejected"] == {"worker_killed": 1}
         assert counts["dedupe-cache"]["discarded"] == {"duplicate": len(lines) - len(firsts)}
+
+
+@pytest.mark.parametrize("workers", ["2", "3"])
+def test_a_part_that_is_done_late_comes_first(tmp_path: Path, workers: str) -> None:
+    """A worker dies of the first part when others have sent many later ones."""
+    lines = [
+        b'{"key":"%d","id":%d}' % (number // 50 if number % 2 else number // 200, number) for number in range(12_000)
+    ]
+    (tmp_path / "in.ndjson").write_bytes(b"\n".join([*lines, b""]))
+    (tmp_path / "once").touch()
+    recipe = {"version": 1, "source": {"uses": "read", "with": {"paths": ["in.ndjson"]}},
+              "steps": [{"uses": "filter", "with": {"expr": "id >= 0"}},
+                        {"uses": "dedupe-cache", "with": {"key": ["key"]}}],
+              "sink": {"uses": "write", "with": {"path": "out"}}}  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    done = killing(f"once {tmp_path / 'once'}", "run", str(tmp_path / "recipe.yaml"), "--workers", workers)
+    assert done.returncode == 0 and done.stderr.count(b"event=worker_died") == 1, done.stderr
+    firsts: dict[bytes, bytes] = {}
+    for line in lines:
+        firsts.setdefault(line.split(b",")[0], line)
+    assert (tmp_path / "out").read_bytes().splitlines() == list(firsts.values())
 
 
 @pytest.mark.parametrize(

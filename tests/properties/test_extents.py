@@ -29,7 +29,7 @@ def read(
     stream, reader = open_input(str(path)), ExtentReader()
     try:
         start = start_of(stream)
-        found = extents_of(stream, str(path), start, skipped, scale=scale) if start is not None else ()
+        found = extents_of(stream, str(path), start, skipped, scale=lambda: scale) if start is not None else ()
         return [tuple(reader.read(block, max_line)) for extent in found for block in extent.blocks()]
     finally:
         extents.PART, extents._NEAR = before
