@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from decimal import Decimal
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -96,7 +96,7 @@ class Remembering:
 def run(
     lines: list[bytes], cuts: list[int], options: dict[str, Any], memory: int = MEMORY, base: str = "", publish=True
 ) -> tuple[list[bytes], list[bytes], dict[str, int]]:
-    """What comes out, what is rejected, and what is discarded."""
+    """What comes out, what is rejected, and what is discarded. Every other batch comes from a worker."""
     count = StepCount("dedupe-cache")
     edges = [0, *sorted(cut % (len(lines) + 1) for cut in cuts), len(lines)]
     out: list[bytes] = []
@@ -112,9 +112,11 @@ def run(
             base_dir=base,
         )
         stage = DedupeCache(DedupeCache.Params(**options), context)
-        for start, end in pairwise(edges):
+        for number, (start, end) in enumerate(pairwise(edges)):
             prepared = stage.prepare(Batch.of_lines(lines[start:end]))
             rejected += [reject.raw for reject in prepared.rejects]
+            if number % 2 == 0:
+                prepared = stage.unsent(prepared)
             for batch in stage.apply(prepared):
                 out += batch.lines
         for batch in stage.finish():
@@ -193,6 +195,28 @@ def test_over_several_runs(batches: Any, ttl: float | None, most: int | None, me
                 out, _, _ = run(lines, edges, options, memory, directory)
             expected = [lines[place] for place in remembered.run(keys, now)]
             assert forgotten == out == expected, "a run that was not published leaves no trace"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3), max_size=12), max_size=5),
+    st.sampled_from([None, 5, 15, 30]),
+    st.sampled_from([MEMORY, 1]),
+)
+@example([[0] * 9, [1] * 9, [0] * 9], 15, MEMORY)
+def test_time_that_passes_in_one_run(batches: list[list[int]], ttl: float | None, memory: int) -> None:
+    remembered, expected = Remembering(ttl, None), []
+    lines = [b'{"k":%d,"n":%d}' % (key, place) for place, key in enumerate(chain.from_iterable(batches))]
+    rest, times = iter(lines), []
+    for number, keys in enumerate(batches):
+        if keys:
+            times.append(1000.0 + 10 * number)
+            here = list(islice(rest, len(keys)))
+            expected += [here[place] for place in remembered.run(keys, times[-1])]
+    ends = list(accumulate(map(len, batches)))
+    with mock.patch.object(dedupe_cache, "time", iter(times).__next__):
+        out, _, _ = run(lines, ends, {"key": "k", "ttl": ttl}, memory)
+    assert out == expected
 
 
 @settings(max_examples=100, deadline=None)
