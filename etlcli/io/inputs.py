@@ -20,7 +20,6 @@ STDIN = "-"
 PIPE_SIZE = 1 << 20
 _F_SETPIPE_SZ = 1031
 _LONGEST_WAIT = 3600.0
-SCHEMES = ("http", "https")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -174,19 +173,9 @@ def open_input(path: str) -> Input:
     """Raises what `open_file` does, and ServiceUnreachableError."""
     if not is_url(path):
         return open_file(path)
-    _check_scheme(path)
     from etlcli.io.remote import open_url
 
     return open_url(path)
-
-
-def _check_scheme(url: str) -> None:
-    scheme = url.partition(":")[0]
-    if scheme.lower() not in SCHEMES:
-        raise UsageError(
-            f"cannot open {masked(url)}: {scheme} is no scheme that etl knows",
-            hint=f"known: {', '.join(SCHEMES)}; of a local file give the path, anything else can be piped in",
-        )
 
 
 def open_file(path: str) -> InputStream:
@@ -225,7 +214,6 @@ def check_input(path: str) -> None:
     if path == STDIN:
         return
     if is_url(path):
-        _check_scheme(path)
         from etlcli.io.remote import check_url
 
         check_url(path)

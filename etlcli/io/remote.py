@@ -26,9 +26,9 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from etlcli import __version__
 from etlcli.errors import DataError, EtlError, InputMissingError, InputOutputError, ServiceUnreachableError, UsageError
-from etlcli.io.inputs import SCHEMES
 from etlcli.io.masking import masked
 
+SCHEMES = ("http", "https")
 TIMEOUT = 30.0
 """Seconds that a server may take to accept a connection, and to send something."""
 PAUSES = (0.5, 1.0, 2.0)
@@ -123,6 +123,12 @@ class _Redirects(web.HTTPRedirectHandler):
 
 def check_url(url: str) -> None:
     """Raises UsageError for what is no URL of http or https. It asks no server."""
+    scheme = url.partition(":")[0]
+    if scheme.lower() not in SCHEMES:
+        raise UsageError(
+            f"cannot open {masked(url)}: {scheme} is no scheme that etl knows",
+            hint=f"known: {', '.join(SCHEMES)}; of a local file give the path, anything else can be piped in",
+        )
     try:
         parts = urlsplit(url)
         good = bool(parts.hostname) and (parts.port is None or parts.port > 0) and url.isprintable() and " " not in url
@@ -131,7 +137,7 @@ def check_url(url: str) -> None:
     if not good:
         # Its parts cannot be told apart, so no more of it is shown than what cannot be a secret.
         raise UsageError(
-            f"a URL of {url.partition(':')[0]} is malformed",
+            f"a URL of {scheme} is malformed",
             hint="a URL is https://HOST[:PORT]/PATH; write %2F for / in a password",
         )
 
