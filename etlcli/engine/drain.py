@@ -2,7 +2,8 @@
 
 While a part of the input is being worked on, the first of them is only noted; at the next barrier, when a checkpoint has
 been taken, its own handler is called. Between two parts, as when the run waits for input, it is called at once, and so is
-that of a second signal. A run that does not keep order is between two parts only where nothing was done ahead of its turn.
+that of a second signal, but for SIGHUP: a terminal that goes away may send several. A run that does not keep order is
+between two parts only where nothing was done ahead of its turn.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+from etlcli.io.signals import ENDING
 
 
 class Drain:
@@ -47,7 +48,7 @@ class Drain:
     def installed(self, at_barrier: Callable[[], bool]) -> Iterator[None]:
         """`at_barrier`: whether a checkpoint could be taken, where nothing is being worked on."""
         self._at_barrier = at_barrier
-        for number in _SIGNALS:
+        for number in ENDING:
             handler = signal.getsignal(number)
             if callable(handler):
                 self._handlers[number] = handler
@@ -57,9 +58,9 @@ class Drain:
         finally:
             self._restore()
 
-    def _restore(self) -> None:
+    def _restore(self, *but: signal.Signals) -> None:
         for number, handler in self._handlers.items():
-            if signal.getsignal(number) == self._handle:
+            if number not in but and signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -69,4 +70,4 @@ class Drain:
             return
         if self._pending is None:
             self._pending = lambda: handler(number, None)
-        self._restore()
+        self._restore(signal.SIGHUP)

@@ -8,10 +8,9 @@ clean-up are done here and nowhere else.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +30,7 @@ from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep, Step
 from etlcli.engine.watch import Watch
 from etlcli.errors import FindingsError, Interrupted, LedgerError, TimedOut, TryLaterError, UsageError
+from etlcli.io.signals import held
 from etlcli.io.stepfiles import StepFiles
 from etlcli.observe.logs import Log, now
 from etlcli.observe.status import PUBLISHING
@@ -51,7 +51,6 @@ _LARGE = 4
 """Blocks of the largest parts."""
 _ROUNDS = 4
 """How often all windows should be filled."""
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 class Pipeline:
@@ -118,7 +117,9 @@ class Pipeline:
             for sink in plan.outlet.sinks:
                 sink.finish()
             self.watch.state = PUBLISHING
-            with _undisturbed():
+            # Half of the files published, or the keys of what was published forgotten, would be worse than a moment's
+            # delay; and a run that is done must not look like one that was interrupted.
+            with held(lapse=True):
                 if self._keeper:
                     self._take_checkpoint(plan, complete=True)
                 # A file can be published when a database has had its say, and not the other way round.
@@ -142,7 +143,9 @@ class Pipeline:
             resources.enter_context(self._drain.installed(lambda: head.is_level))
             if self._keeper.before is None:  # from now on it is known which run this is
                 self._take_checkpoint(plan)
-            batches = head.batches(self._drawn(results, plan), self._drain.deferred, partial(self._rest, plan, head))
+            batches = head.batches(
+                self._drawn(results, plan, head), self._drain.deferred, partial(self._rest, plan, head)
+            )
         else:
             batches = head.batches(results, nullcontext, _no_rest)
         for stage in trunk[length:]:
@@ -172,13 +175,14 @@ class Pipeline:
         """All lines tell the run; a subcommand's tell no recipe."""
         self._log.about(self.run_id, self.recipe.name if self.recipe.digest else None)
 
-    def _drawn(self, results: Iterator[Result], plan: Plan) -> Iterator[Result]:
-        """A signal that comes while the run waits for input finds it at a barrier."""
+    def _drawn(self, results: Iterator[Result], plan: Plan, head: Head) -> Iterator[Result]:
+        """A signal that comes while the run waits for input finds it at a barrier; not so a second one that cannot wait."""
         try:
             yield from results
         except (Interrupted, TimedOut):
-            with self._drain.deferred():
-                self._take_checkpoint(plan)
+            if head.is_level:
+                with self._drain.deferred():
+                    self._take_checkpoint(plan)
             raise
 
     def _rest(self, plan: Plan, head: Head) -> None:
@@ -241,7 +245,7 @@ class Pipeline:
             context = self._context(spec, counts[spec.id], self._policy(spec.on_error.then), resources)
             self._component(kind, spec, context, self._state(kind, spec.id)).commit()
 
-        with _undisturbed():
+        with held(lapse=True):
             self._keeper.publish()
             for spec in self.recipe.sinks:
                 if find("sink", spec.uses).elsewhere:
@@ -283,10 +287,12 @@ class Pipeline:
             window = min(_AHEAD * count, self.recipe.queue // (PART * scale))
             ordered = self._keeps_order()
 
-            def held() -> bool:
+            def waits() -> bool:
                 return not head.is_level and self._is_due()
 
-            workers = Workers(source.component, head, count, window, self._log, scale=scale, ordered=ordered, held=held)
+            workers = Workers(
+                source.component, head, count, window, self._log, scale=scale, ordered=ordered, held=waits
+            )
         except TryLaterError as error:
             if self.recipe.workers:
                 raise
@@ -503,20 +509,6 @@ def _no_rest() -> None:
 def _numbered(results: Iterable[Worked]) -> Iterator[Result]:
     """What came of each part, in order."""
     return enumerate([worked] for worked in results)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Signals that would end the run wait until it is over: half of the files published, or the keys of what was published
-    forgotten, would be worse than a moment's delay. If it goes well they come too late, and a run that is done must not
-    look like one that was interrupted."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
-    try:
-        yield
-        while signal.sigtimedwait(_STOPS, 0):
-            pass
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Plan(NamedTuple):

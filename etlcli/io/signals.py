@@ -7,23 +7,29 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+"""Those that end a run."""
+
 
 @contextmanager
-def held() -> Iterator[None]:
-    """What the program's handlers would do about a signal, such as raise, they do afterwards. Unlike with a blocked signal
-    a process that is started meanwhile is as it would be; a fork that never leaves this forgets what came."""
+def held(*, lapse: bool = False) -> Iterator[None]:
+    """What the program's handlers would do about a signal, such as raise, they do afterwards. If it may `lapse`, not so
+    where all went well. Unlike with a blocked signal it does not matter which thread gets it, and a process that is started
+    meanwhile is as it would be; a fork that never leaves this forgets what came."""
     if threading.current_thread() is not threading.main_thread():  # the one in which handlers run
         yield
         return
     came: list[int] = []
     handlers = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+    for number in ENDING:
         handler = signal.getsignal(number)
         if callable(handler):
             handlers[number] = handler
             signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield
+        if lapse:
+            came.clear()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -107,6 +107,23 @@ def test_while_it_writes_many_files(signum: int, work: Path) -> None:
     ended(process, signum, work)
 
 
+@pytest.mark.parametrize("signum", STOPS)
+def test_P5_while_it_publishes_many_files(signum: int, work: Path) -> None:
+    """Whichever thread the signal comes to, it comes too late; at the earliest when all is there."""
+    (work / "many").write_bytes(b"".join(b'{"a":%d}\n' % number for number in range(300)))
+    (work / "recipe.yaml").write_text(
+        "version: 1\nsource: {uses: read, with: {paths: [many]}}\nsink: {uses: write, with: {path_template: 'to/{a}'}}\n"
+    )
+    process = start(work, "run", "recipe.yaml")
+    until(
+        lambda: any(not name.startswith(".") for name in os.listdir(work / "to")) if (work / "to").exists() else False
+    )
+    process.send_signal(signum)
+    process.communicate(timeout=60)
+    assert len([name for name in os.listdir(work / "to") if not name.startswith(".")]) == 300
+    assert process.returncode in (0, -signum)
+
+
 def test_two_signals(work: Path) -> None:
     process = start(work, "read", "-o", "out/target", stdin=subprocess.PIPE)
     until(lambda: len(os.listdir(work / "out")) == 2)

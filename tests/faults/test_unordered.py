@@ -186,6 +186,30 @@ def test_results_are_taken_as_they_come(tmp_path: Path) -> None:
     assert done.stdout.splitlines() != lines and sorted(done.stdout.splitlines()) == sorted(lines)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_signal_while_the_first_part_is_not_done(tmp_path: Path, signum: signal.Signals, twice: bool) -> None:
+    """Where parts were done ahead of it there is no barrier, and nothing to go on from."""
+    lines = [b'{"id":%d,"text":"%s"}' % (number, b"x" * 50) for number in range(1000)]
+    (tmp_path / "in.ndjson").write_bytes(b"\n".join([*lines, b""]))
+    recipe = {"version": 1, "source": {"uses": "read", "with": {"paths": ["in.ndjson"]}},
+              "sink": {"uses": "write", "with": {"path": "out"}}, "runtime": {"workers": 2, "ordered": False},
+              "checkpoint": {"dir": "state", "every": "1h"}}  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    program = MEETING.replace('open("met", "w").close()', 'open("ahead", "w").close()')
+    process = subprocess.Popen([sys.executable, "-c", program, "run", "recipe.yaml"], cwd=tmp_path, env=environment())
+    until((tmp_path / "ahead").exists)
+    time.sleep(0.3)  # what was done has been settled, and the run waits for the first part
+    for _ in range(1 + twice):
+        process.send_signal(signum)
+        time.sleep(0.1)
+    (tmp_path / "met").touch()
+    assert process.wait(60) == -signum
+    done = met(tmp_path, "run", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    assert sorted((tmp_path / "out").read_bytes().splitlines()) == sorted(lines)
+
+
 def test_a_line_is_known_before_those_above_it(tmp_path: Path) -> None:
     """What is rejected while the parts before it are still being read."""
     lines = [b'{"id":%d,"text":"%s"}' % (number, b"x" * 50) for number in range(1000)]
