@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 from etlcli.core.stage import State
@@ -87,11 +88,21 @@ class Progress:
             self._entries = {int(number): _entry(values) for number, values in state["inputs"].items()}
             self._left = list(map(_entry, state["left"]))
             self._check_done()
+            if self._incremental:  # what was not reached yet may have been rotated since
+                ahead = range(self._at + 1, len(self.paths))
+                known = [self._entries.pop(number) for number in ahead if number in self._entries]
+                self._left += self._match(known, ahead)
         else:
             self.paths = expand(tuple(given), base_dir)
             if state:
                 self._incremental = True
-                self._match([] if state["since"] is None else _entries_of(state["since"]))
+                known = [] if state["since"] is None else _entries_of(state["since"])
+                here = set(map(self._from_recipe, self.paths))
+                self._left = [
+                    entry
+                    for entry in self._match(known, range(len(self.paths)))
+                    if entry.path not in here and os.path.exists(located(entry.path, base_dir))
+                ]
 
     @property
     def remaining(self) -> range:
@@ -103,8 +114,9 @@ class Progress:
         """Of the inputs that remain, how many need not be read again."""
         return sum(entry.offset for number, entry in self._entries.items() if number in self.remaining)
 
-    def start(self, number: int, stream: Input) -> Start | None:
-        """Where to begin in an input that was opened; None if there is nothing new in it."""
+    def start(self, number: int, stream: Input, *, of_lines: bool) -> Start | None:
+        """Where to begin in an input that was opened; None if there is nothing new in it. Where it consists of lines, an
+        incremental run leaves a last one without an end for the next."""
         entry, path = self._entries.get(number), self._from_recipe(self.paths[number])
         fd = stream.fd if isinstance(stream, InputStream) else -1
         if not self._keeps or fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -116,8 +128,12 @@ class Progress:
             return entry.start
         identity = identity_of(fd)
         limit = identity.size
-        if self._incremental and not is_compressed(os.pread(fd, 8, 0)):
+        if self._incremental and of_lines and not is_compressed(os.pread(fd, 8, 0)):
             limit = whole_lines_end(fd, limit)
+        if entry and entry.identity and change(entry.identity, fd) == "replaced":  # since it was matched
+            self._say_replaced(entry, path)
+            self._left.append(self._entries.pop(number))
+            entry = None
         self._opened[number] = path, identity, limit
         if entry is None:
             return Start(limit=limit)
@@ -140,9 +156,12 @@ class Progress:
 
     def _from_recipe(self, path: str) -> str:
         """As it stands in a checkpoint: the same wherever the run is gone on with from, and without credentials."""
-        if path == STDIN or is_url(path) or os.path.isabs(path):
+        if path == STDIN or is_url(path):
             return masked(path)
-        return os.path.relpath(path, self._base_dir or ".")
+        own = os.path.relpath(path, self._base_dir or ".")
+        outside = own.split(os.sep, 1)[0] == os.pardir
+        named_from_there = self._base_dir and path.startswith(os.path.join(self._base_dir, ""))
+        return path if os.path.isabs(path) and outside and not named_from_there else own
 
     def _check_done(self) -> None:
         """A file that was read entirely must still be what it was: else the result would be of two different inputs."""
@@ -161,28 +180,34 @@ class Progress:
         if entry.identity and (what := change(entry.identity, fd)):
             raise _another(entry.path, f"was {what}")
 
-    def _match(self, known: Sequence[_Entry]) -> None:
-        """Finds the files of an earlier run among those of this one."""
-        by_path = {entry.path: entry for entry in known}
+    def _match(self, known: Sequence[_Entry], numbers: range) -> list[_Entry]:
+        """Finds the files of an earlier run among those of this one that have these numbers. What was not found."""
+        by_path: dict[str, list[_Entry]] = {}
+        for entry in known:
+            by_path.setdefault(entry.path, []).append(entry)
         unmatched = []
-        for number, path in enumerate(self.paths):
-            entry = by_path.get(self._from_recipe(path))
-            if entry and self._is_same(entry, path):
-                self._entries[number] = entry
-                del by_path[path]
+        for number in numbers:
+            path = self.paths[number]
+            named = by_path.get(self._from_recipe(path), [])
+            same = next((entry for entry in named if self._is_same(entry, path)), None)
+            if same:
+                self._entries[number] = same
+                named.remove(same)
             else:
-                unmatched.append((number, path, entry))
-        for number, path, entry in unmatched:
-            renamed = next((other for other in by_path.values() if self._is_same(other, path)), None)
+                unmatched.append((number, path, named[:1]))
+        for number, path, replaced in unmatched:
+            others = chain.from_iterable(by_path.values())
+            renamed = next((other for other in others if self._is_same(other, path)), None)
             if renamed:
                 self._log("info", "input_renamed", path=path, before=renamed.path)
                 self._entries[number] = renamed._replace(path=self._from_recipe(path))
-                del by_path[renamed.path]
-            if entry:
-                self._log("warning", "input_replaced", path=masked(path), read_before=entry.offset or entry.rows)
-        self._left = [
-            entry for entry in by_path.values() if os.path.exists(entry.path) and entry.path not in self.paths
-        ]
+                by_path[renamed.path].remove(renamed)
+            for entry in replaced:
+                self._say_replaced(entry, path)
+        return list(chain.from_iterable(by_path.values()))
+
+    def _say_replaced(self, entry: _Entry, path: str) -> None:
+        self._log("warning", "input_replaced", path=masked(path), read_before=entry.offset or entry.rows)
 
     def _is_same(self, entry: _Entry, path: str) -> bool:
         if entry.identity is None or not entry.identity.size:

@@ -19,6 +19,9 @@ from etlcli.io.extents import Extent, ExtentReader, extents_of, lines_between, s
 from etlcli.io.inputs import STDIN, Input, InputStream, Limited, Prefixed, Watched, check_input, open_input, size_of
 from etlcli.registry import FORMATS
 
+_OF_LINES = ("ndjson", "csv", "tsv")
+"""Formats in which what follows the last newline may be the beginning of a record."""
+
 
 class Read(Source):
     """Inputs are read one after another, in the order given. Compression is recognised by content."""
@@ -74,10 +77,10 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
             self._stream = stream = open_input(path)
             try:
                 yield from self._idle(stream)
-                start = self._progress.start(number, stream)
+                format = self._format_of(stream)
+                start = self._progress.start(number, stream, of_lines=format in _OF_LINES)
                 if start is None:
                     continue
-                format = self._format_of(stream)
                 first = self._first_bytes(stream, path) if format == "ndjson" else None
                 if first is not None and isinstance(stream, InputStream):
                     skipped = without_bom(first, stream.path, self.ctx.log)

@@ -588,6 +588,60 @@ def test_another_directory_knows_what_was_read(log: Work, tmp_path_factory: pyte
     assert new(log) == []
 
 
+@pytest.mark.parametrize("here", ["above", "elsewhere"])
+def test_read_from_other_directories_by_turns(log: Work, here: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A file is the same by whichever name its recipe is given, and what some run leaves out is not forgotten."""
+    elsewhere = log.directory.parent if here == "above" else tmp_path_factory.mktemp("elsewhere")
+    names = os.path.relpath(log.directory, elsewhere), str(log.directory)
+    two = log.directory / "in" / "two.ndjson"
+    for number, name in enumerate([*names, *names]):
+        with open(two, "ab") as file:
+            file.write(LINES[10 + number])
+        if number == 2:  # without the other file
+            log.write(source={"uses": "read", "with": {"paths": ["in/two*"]}, "incremental": True})
+        if number == 3:
+            log.write(source={"uses": "read", "with": {"paths": ["in/*"]}, "incremental": True})
+        done = run_etl("run", f"{name}/recipe.yaml", cwd=elsewhere)
+        assert done.returncode == 0, done.stderr
+        assert b"input_" not in done.stderr
+        assert log.output == b"".join(LINES[: 11 + number])
+    log.write(source={"uses": "read", "with": {"paths": [str(log.directory / "in" / "*")]}, "incremental": True})
+    assert new(log) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("d.json", b'[{"id":1},\n{"id":2}]'), ("d.json", b'[{"id":1},{"id":2}]'), ("d.yaml", b"id: 1\n---\nid: 2")],
+)
+def test_a_document_is_read_to_its_end(log: Work, name: str, content: bytes) -> None:
+    (log.directory / "in" / "one.ndjson").unlink()
+    (log.directory / "in" / name).write_bytes(content)
+    assert new(log) == [b'{"id":1}\n', b'{"id":2}\n']
+    assert new(log) == []
+
+
+@pytest.mark.parametrize("names", [["z"], ["z", "z.1"], ["z.1", "z"], ["z", "z.1", "z.2"]])
+def test_rotated_while_an_unfinished_run_had_not_come_to_it(log: Work, names: list[str]) -> None:
+    """What is read of a file is what it has now, from its own beginning."""
+    directory = log.directory / "in"
+    for number, name in enumerate(sorted(names, reverse=True)):
+        (directory / name).write_bytes(b"".join(LINES[20 + 2 * number : 22 + 2 * number]))
+    old = len(new(log))
+    with open(directory / "one.ndjson", "ab") as file:
+        file.write(b"".join(LINES[100:200]))
+    command = [sys.executable, SPLIT_ETL, "run", "recipe.yaml"]
+    killed = subprocess.run(command, cwd=log.directory, env=environment(ETL_TEST_KILL="3"), check=False)
+    assert killed.returncode == -signal.SIGKILL
+    for name in sorted(names, reverse=True):
+        (directory / name).rename(directory / (f"z.{int(name[2:]) + 1}" if name != "z" else "z.1"))
+    (directory / "z").write_bytes(b"".join(LINES[40:45]))
+    done = log.run()
+    assert done.returncode == 0, done.stderr
+    assert new(log) == []
+    lines = log.output.splitlines(keepends=True)
+    assert sorted(lines[old:]) == sorted([*LINES[100:200], *LINES[40:45]])
+
+
 def test_small_files_that_begin_alike(log: Work) -> None:
     """What stands in for a file that is gone is another, unless so much of it is the same that it cannot be."""
     one, two = log.directory / "in" / "one.ndjson", log.directory / "in" / "two.ndjson"
