@@ -334,3 +334,37 @@ def test_two_sinks_one_file(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps({"version": 1, "source": {"uses": "read"}, "sinks": sinks}))
     done = run_etl("run", "recipe.yaml", stdin=b'{"a":1}\n', cwd=tmp_path)
     assert (done.returncode, b"is also written by step a" in done.stderr) == (78, True), done.stderr
+
+
+def test_fewer_records_the_second_time_are_noticed(tmp_path: Path) -> None:
+    db = Database(f"sqlite:///{tmp_path}/t.db")
+    nightly = Nightly(db, tmp_path)
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    command = ["sh", "-c", "if [ -e less ]; then head -n 1; else cat; fi"]
+    recipe["steps"] = [{"uses": "retry-wrap", "with": {"command": command, "any_count": True}}]
+    recipe["sink"]["with"] = {"url": db.url, "table": "other", "create": True}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    process = nightly.start(ETL_TEST_DIE="2 early", ETL_TEST_PART="100000")
+    process.communicate(timeout=60)
+    (before,) = db("SELECT count(*) FROM other")
+    (tmp_path / "less").touch()
+    process = nightly.start(ETL_TEST_PART="100000")
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, b"are not those that table other has" in stderr) == (78, True), stderr
+    assert db("SELECT count(*) FROM other") == [before]
+
+
+@pytest.mark.parametrize("what", ["DELETE FROM etl_checkpoint", "UPDATE etl_checkpoint SET received = received - 1"])
+def test_a_database_that_is_behind_the_checkpoint(db: Database, tmp_path: Path, what: str) -> None:
+    """Whoever restored it: the records in between would be missing."""
+    nightly = Nightly(db, tmp_path)
+    process = nightly.start(ETL_TEST_KILL="4")
+    process.communicate(timeout=60)
+    ((before,),) = db("SELECT received FROM etl_checkpoint")
+    assert before
+    db(what)
+    process = nightly.start()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 78, stderr
+    assert b"and %d by its checkpoint" % before in stderr
+    assert b"etl checkpoint rewind" in stderr

@@ -87,7 +87,8 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
         self._digest = _Digest()
         """Of the records since the last checkpoint: a run that is gone on with has to get the same again."""
         self._before = self._database.marked(ctx.run, ctx.step) if state else _Mark(0, 0, {}, "")
-        """The table may be further than the checkpoint that this run goes on from."""
+        """The table may be further than the checkpoint that this run goes on from, and must not be behind it."""
+        self._is_behind = self._before.received < self._received
         if self._table is None and not params.create:
             raise UsageError(
                 f"--table: {masked(params.url)} has no table {params.table!r}",
@@ -95,6 +96,7 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
             )
 
     def write(self, batch: Batch) -> Sequence[Reject]:
+        self._check_mark()
         start = self._received
         self._received += batch.count
         handled = min(batch.count, max(0, self._before.received - start))
@@ -130,11 +132,29 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
             return
         # From a checkpoint in between nothing is known of them.
         if self._since == self._before.since and self._digest.hex != self._before.digest:
+            raise self._others()
+
+    def _check_mark(self) -> None:
+        """Not where a run died when all was committed: then there is no mark any more, and nothing else to be done."""
+        if self._is_behind:
             raise CheckpointError(
-                f"step {self.ctx.step}: the records since the checkpoint are not those that table {self.params.table} has",
-                hint="a step has given others the second time (a clock, a command); make it give the same, or put the "
-                "records in by upsert, with --fresh",
+                f"step {self.ctx.step}: the database has had {self._before.received} records of this run, and "
+                f"{self._received} by its checkpoint",
+                hint="it was restored from a copy, or is another one: go back to an earlier checkpoint (etl checkpoint "
+                "rewind), or begin again with --fresh",
             )
+
+    def _others(self) -> CheckpointError:
+        return CheckpointError(
+            f"step {self.ctx.step}: the records since the checkpoint are not those that table {self.params.table} has",
+            hint="a step has given others the second time (a clock, a command); make it give the same, or put the "
+            "records in by upsert, with --fresh",
+        )
+
+    def finish(self) -> None:
+        self._check_mark()
+        if self._received < self._before.received:
+            raise self._others()
 
     def commit(self) -> None:
         if self.ctx.files.keeps:
