@@ -22,7 +22,7 @@ from etlcli.core.files import Output
 from etlcli.engine import manifest as manifests
 from etlcli.engine.manifest import FINISHED, PUBLISHING, RUNNING, Manifest
 from etlcli.errors import CheckpointError, InputMissingError
-from etlcli.io.files import open_output
+from etlcli.io.files import fsync_directory, open_output
 from etlcli.io.kept import KeptFile, KeptSpill, part_of, publish
 from etlcli.io.stepfiles import claim
 from etlcli.recipe.facts import differences, facts_of
@@ -77,6 +77,8 @@ class Keeper:
         self._output_positions = dict(self.before.outputs) if self.before else {}
         self._spill_ends = dict(self.before.spills) if self.before else {}
         self._sweep()
+        if not self.before:
+            _forget_outputs(self.directory)
 
     def _last(self) -> Manifest | None:
         known = manifests.epochs(self.directory)
@@ -257,7 +259,21 @@ def problems(directory: str, manifest: Manifest) -> list[str]:
 
 
 def forget(directory: str, keep: int = 0) -> None:
-    """Removes all checkpoints but that of the epoch to `keep`, and what they kept. What was published stays."""
+    """Removes all checkpoints but that of the epoch to `keep`, and what they kept. What was published stays. The manifests
+    go first: one that is left has all that it needs."""
+    for epoch in manifests.epochs(directory):
+        if epoch != keep:
+            os.unlink(manifests.manifest_path(directory, epoch))
+    if os.path.isdir(directory):
+        fsync_directory(directory)
+    for name in os.listdir(directory) if os.path.isdir(directory) else ():
+        if _SPILL.fullmatch(name) or name == SHOWN:
+            os.unlink(os.path.join(directory, name))
+    _forget_outputs(directory)
+
+
+def _forget_outputs(directory: str) -> None:
+    """Removes what a run that nobody can go on with had written."""
     with suppress(FileNotFoundError):
         with open(os.path.join(directory, _PARTS), encoding="utf-8", errors="surrogateescape") as parts:
             for line in parts.read().split("\n"):
@@ -266,12 +282,6 @@ def forget(directory: str, keep: int = 0) -> None:
                     with suppress(FileNotFoundError):
                         os.unlink(part)
         os.unlink(os.path.join(directory, _PARTS))
-    for name in os.listdir(directory) if os.path.isdir(directory) else ():
-        if _SPILL.fullmatch(name) or name == SHOWN:
-            os.unlink(os.path.join(directory, name))
-    for epoch in manifests.epochs(directory):
-        if epoch != keep:
-            os.unlink(manifests.manifest_path(directory, epoch))
 
 
 def _is_finished(directory: str, epoch: int) -> bool:

@@ -17,6 +17,7 @@ from math import inf
 
 from etlcli.core.params import parse_duration
 from etlcli.errors import CannotCreateError, TryLaterError
+from etlcli.io.files import make_directories, make_durable
 from etlcli.io.private import private_directory
 
 _PAUSE = 0.1
@@ -43,8 +44,10 @@ def take_turn(path: str, overlap: Overlap, resources: ExitStack) -> bool:
 def take_directory(directory: str, path: str, overlap: Overlap, resources: ExitStack) -> bool:
     """The same for the recipe's checkpoint directory, which is made if it is not there."""
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        made: list[str] = []
+        make_directories(directory, made, 0o700)
         fd = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        make_durable(directory, made)
     except OSError as error:
         raise CannotCreateError(
             f"cannot use the checkpoint directory {directory}: {error.strerror}", where=directory

@@ -11,12 +11,13 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from etlcli.core.files import Output
 from etlcli.errors import CannotCreateError, EtlError, InputOutputError, TryLaterError, UsageError
+from etlcli.io.identity import whole_lines_end
 from etlcli.io.inputs import is_url
 from etlcli.io.masking import masked
 
@@ -80,7 +81,7 @@ class AtomicFile(Output):
         if self._exclusive and os.path.lexists(path):
             raise _exists(path)
         try:
-            self._make_directories()
+            make_directories(self._directory, self._made)
             identity(self._target)  # a name that no file can have is found here, not at the end
             sweep(self._target)
             self._create_temporary()
@@ -129,8 +130,7 @@ class AtomicFile(Output):
                 self._rename_unchanged()
             else:
                 os.rename(self._temporary, self._target)
-            for directory in (*map(os.path.dirname, self._made), self._directory):
-                fsync_directory(directory)
+            make_durable(self._directory, self._made)
         except FileExistsError:
             raise _exists(self.path) from None
         except OSError as error:
@@ -155,17 +155,6 @@ class AtomicFile(Output):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def _make_directories(self) -> None:
-        path, missing = self._directory, []
-        while not os.path.isdir(path):
-            missing.append(path)
-            path = os.path.dirname(path)
-        while missing:
-            with suppress(FileExistsError):  # another run was faster; if it is a file, the next call says so
-                os.mkdir(missing[-1])
-                self._made.append(missing[-1])
-            missing.pop()
 
     def _create_temporary(self) -> None:
         """A hidden file in the target's directory, at most 255 bytes of name, locked as a sign that its run is alive. Its
@@ -241,41 +230,47 @@ class AppendFile:
         if self._fd < 0:
             self._open()
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            end = os.fstat(self._fd).st_size
-            try:
-                if end and os.pread(self._fd, 1, end - 1) != b"\n":
-                    block = b"\n" + block
-                write_all(self._fd, block)
-                os.fsync(self._fd)
-            except OSError:
-                os.ftruncate(self._fd, end)
-                raise
-            finally:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            with _alone(self._fd):
+                end = os.fstat(self._fd).st_size
+                try:
+                    if end and os.pread(self._fd, 1, end - 1) != b"\n":
+                        block = b"\n" + block
+                    write_all(self._fd, block)
+                    os.fsync(self._fd)
+                except OSError:
+                    os.ftruncate(self._fd, end)
+                    raise
         except OSError as error:
             raise io_error(error, self.path) from error
 
     def position(self) -> Position:
-        """How long it is: everything in it is durable."""
+        """How long it is: everything in it is durable, and nobody is in the middle of a line."""
         try:
-            return {"size": os.path.getsize(self.path) if self._fd < 0 else os.fstat(self._fd).st_size}
+            fd = os.dup(self._fd) if self._fd >= 0 else os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return {"size": 0}
         except OSError as error:
             raise io_error(error, self.path) from error
+        try:
+            with _alone(fd):
+                return {"size": os.fstat(fd).st_size}
+        except OSError as error:
+            raise io_error(error, self.path) from error
+        finally:
+            os.close(fd)
 
     def cut_back(self, position: Position, keep: Callable[[bytes], bool]) -> None:
         """Removes the lines behind a position, but those to `keep`: of others, who append to the file too. A file that is
-        shorter has taken the place of the one that was, and all of it came later."""
+        shorter has taken the place of the one that was, and all of it came later; one that is longer may have, so that the
+        position is within somebody's line."""
         size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
         start = position["size"] if size >= position["size"] else 0
         if size == start:
             return
         self._open()
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            with open(self.path, "r+b") as file:
+            with _alone(self._fd), open(self.path, "r+b") as file:
+                start = whole_lines_end(self._fd, start)
                 file.seek(start)
                 kept = [line for line in file if keep(line)]
                 file.seek(start)
@@ -283,7 +278,6 @@ class AppendFile:
                 file.truncate()
                 file.flush()
                 os.fsync(file.fileno())
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
         except OSError as error:
             raise io_error(error, self.path) from error
 
@@ -293,12 +287,22 @@ class AppendFile:
 
     def _open(self) -> None:
         try:
-            directory = os.path.dirname(self.path)
-            os.makedirs(directory or ".", exist_ok=True)
+            directory, made = os.path.dirname(self.path), list[str]()
+            make_directories(directory, made)
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            fsync_directory(directory)
+            make_durable(directory, made)
         except OSError as error:
             raise CannotCreateError(f"cannot open {self.path}: {error.strerror}", where=self.path) from error
+
+
+@contextmanager
+def _alone(fd: int) -> Iterator[None]:
+    """Others who want the file for themselves wait."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 class SpecialFile(Output):
@@ -375,6 +379,26 @@ def fsync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_directories(path: str, made: list[str], mode: int = 0o777) -> None:
+    """Makes a directory, and those above it, where they are missing. `made` has each as soon as it is there."""
+    at, missing = os.path.abspath(path), list[str]()
+    while not os.path.isdir(at):
+        missing.append(at)
+        at = os.path.dirname(at)
+    while missing:
+        with suppress(FileExistsError):  # another run was faster; if it is a file, the next call says so
+            os.mkdir(missing[-1], 0o777 if len(missing) > 1 else mode)
+            made.append(missing[-1])
+        missing.pop()
+
+
+def make_durable(directory: str, made: Iterable[str]) -> None:
+    """The names in a directory, and those of the directories that were made for it."""
+    for above in map(os.path.dirname, made):
+        fsync_directory(above)
+    fsync_directory(directory)
 
 
 def hidden(target: str, end: str) -> str:

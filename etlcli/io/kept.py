@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from hashlib import blake2b
 
 from etlcli.errors import CheckpointError, InputOutputError
-from etlcli.io.files import AtomicFile, Position, WriteBehind, fsync_directory, hidden, identity, io_error
+from etlcli.io.files import AtomicFile, Position, WriteBehind, fsync_directory, hidden, identity, io_error, make_durable
 from etlcli.io.spill import SpillFile
 
 _FRESH = "--fresh (etl checkpoint reset) begins again from the start"
@@ -45,8 +45,7 @@ class KeptFile(AtomicFile):
         try:
             os.fsync(self._fd)
             if not self._named:
-                for directory in (*map(os.path.dirname, self._made), self._directory):
-                    fsync_directory(directory)
+                make_durable(self._directory, self._made)
                 self._named = True
             status = os.fstat(self._fd)
         except OSError as error:

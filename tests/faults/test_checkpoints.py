@@ -24,6 +24,7 @@ from conftest import environment
 
 from etlcli.core import stage
 from etlcli.engine import manifest
+from etlcli.engine.checkpoint import forget
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import EtlError
 from etlcli.formats import ndjson
@@ -234,6 +235,27 @@ def test_P3_killed_again_and_again(job: Job) -> None:
             break
     job.go_on()
     assert job.found() == job.expected
+
+
+@pytest.mark.parametrize("job", [name for name in RECIPES if name not in ("sql", "route")], indirect=True)
+def test_killed_while_a_run_is_forgotten(job: Job) -> None:
+    """The next one goes on with it, or begins again, and in the end nothing else is there."""
+
+    def again() -> None:
+        for call in (90, 60, 30):  # some make fewer
+            job.reset()
+            if dies(job.run, call):
+                return
+        raise AssertionError("no run was interrupted")
+
+    def found(what: dict[str, Any]) -> dict[str, Any]:
+        return {name: content for name, content in what.items() if name != "aside.ndjson"}
+
+    again()
+    for what in kills(lambda: forget(str(job.directory / "state")), ("unlink", "fsync")):
+        job.go_on()
+        assert found(job.found()) == found(job.expected), what
+        again()
 
 
 # -- the program, killed from outside ---------------------------------------------------------------------------------

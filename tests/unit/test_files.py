@@ -8,11 +8,13 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from etlcli.engine.overlap import Overlap, take_directory
 from etlcli.errors import CannotCreateError, InputOutputError, TryLaterError
 from etlcli.io import files
 from etlcli.io.files import AppendFile, AtomicFile, SpecialFile, open_output, write_all
@@ -370,6 +372,55 @@ def test_a_line_that_was_cut_short_is_ended(target: Path) -> None:
     file.append(b"{}\n")
     file.close()
     assert target.read_bytes() == b'{"half":\n{}\n{}\n'
+
+
+def test_a_position_is_where_a_line_ends(target: Path) -> None:
+    """Others append meanwhile; all of what they added stays when a run is cut back to it."""
+    script = (
+        "import sys; from etlcli.io.files import AppendFile; f = AppendFile(sys.argv[1])\n"
+        "for n in range(60): f.append(b'other ' * 200_000 + b'\\n')"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script, str(target)])
+    file = AppendFile(str(target))
+    positions = []
+    while other.poll() is None:
+        positions.append(file.position()["size"])
+    assert other.returncode == 0
+    assert len(set(positions)) > 1
+    line = len(b"other " * 200_000 + b"\n")
+    assert all(position % line == 0 for position in positions)
+
+
+@pytest.mark.parametrize("size", [0, 5, 8, 10, 15, 20, 23, 25])
+def test_lines_of_others_stay_wherever_a_position_is(target: Path, size: int) -> None:
+    """The file may be another by now, and the position within one of its lines."""
+    target.write_bytes(b"other 1\nother 2\nmine 3\nother 4\nmi")
+    file = AppendFile(str(target))
+    file.cut_back({"size": size}, lambda line: line.startswith(b"other"))
+    file.close()
+    assert target.read_bytes() == b"other 1\nother 2\n" + b"mine 3\n" * (size >= 23) + b"other 4\n"
+
+
+@pytest.mark.parametrize("what", ["output", "append", "checkpoints"])
+def test_names_of_new_directories_are_durable(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.chdir(tmp_path)
+    with ExitStack() as resources:
+        if what == "output":
+            published(Path("a/b/c/file"))
+        elif what == "append":
+            AppendFile("a/b/c/file").append(b"x\n")
+        else:
+            assert take_directory("a/b/c", "recipe", Overlap("fail"), resources)
+    here = os.path.realpath(tmp_path)
+    assert set(synced) >= {here, f"{here}/a", f"{here}/a/b", f"{here}/a/b/c"}
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])
