@@ -368,3 +368,33 @@ def test_a_database_that_is_behind_the_checkpoint(db: Database, tmp_path: Path, 
     assert process.returncode == 78, stderr
     assert b"and %d by its checkpoint" % before in stderr
     assert b"etl checkpoint rewind" in stderr
+
+
+def test_what_a_database_refuses_is_not_tried_again(db: Database, tmp_path: Path) -> None:
+    """A record keeps its number then, however the records come in batches the second time."""
+    nightly = Nightly(db, tmp_path)
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    recipe["sink"]["on_error"] = {"then": "quarantine", "retry": {"attempts": 3, "backoff": "1ms..1ms"}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    process = nightly.start(ETL_TEST_DIE="2 early", ETL_TEST_PART="900")
+    process.communicate(timeout=60)
+    process = nightly.start(ETL_TEST_PART="5000")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    nightly.check(stderr)
+    step = json.loads(stderr.splitlines()[-1])["steps"][-1]
+    assert (step["retries"], step["healed"]) == (0, {})
+
+
+def test_no_fallback_with_checkpoints(tmp_path: Path) -> None:
+    Nightly(Database(f"sqlite:///{tmp_path}/t.db"), tmp_path)
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    recipe["sink"]["on_error"] = {"fallback": {"set": {"id": 0}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    for args in ((), ("--dry-run",)):
+        done = run_etl("run", "recipe.yaml", *args, cwd=tmp_path)
+        assert (done.returncode, b"does not go with checkpoints" in done.stderr) == (78, True), done.stderr
+    del recipe["checkpoint"]
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    done = run_etl("run", "recipe.yaml", "--stats", cwd=tmp_path)
+    assert done.returncode == 1  # the same stand-in for several records

@@ -53,7 +53,9 @@ of the first records.
 
 Nothing is to be seen in the table before the run is good: it is one transaction. In a recipe with checkpoints each of those
 is a transaction, so that what a run has put in by then stays if it fails; a run that is gone on with puts every record in
-exactly once, by a row in the table etl_checkpoint that it removes in the end.
+exactly once, by a row in the table etl_checkpoint that it removes in the end. A database that was put back to an earlier
+state meanwhile is refused; one in which somebody else changed the rows is not noticed. What the database refuses is not
+tried again, and a connection that is lost ends the run (exit 69): the next one goes on.
 
 The URL is SQLAlchemy's: sqlite:///file.db, postgresql+psycopg://USER:PASSWORD@HOST/DATABASE. Take the password from the
 environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can see a command line."""
@@ -111,7 +113,10 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
             refused |= {index + handled: why for index, why in self._put(new).items()}
         if self.ctx.files.keeps:
             self._refused |= {start + index: why for index, why in refused.items()}
-        return [batch.reject(index, "sink_refused", [{"message": refused[index]}]) for index in sorted(refused)]
+        rejects = [batch.reject(index, "sink_refused", [{"message": refused[index]}]) for index in sorted(refused)]
+        for reject in rejects:
+            reject.final = True  # in this transaction the database would say the same again
+        return rejects
 
     def snapshot(self) -> State:
         """Commits what was put in, with a mark. Before the first record there is no mark: it would stay for ever if the run

@@ -29,7 +29,7 @@ from etlcli.engine.outlet import Fork, Outlet, Route
 from etlcli.engine.recovery import tried
 from etlcli.engine.step import SinkStep, SourceStep, StageStep, Step
 from etlcli.engine.watch import Watch
-from etlcli.errors import FindingsError, Interrupted, LedgerError, TimedOut, TryLaterError, UsageError
+from etlcli.errors import FindingsError, Interrupted, LedgerError, RecipeError, TimedOut, TryLaterError, UsageError
 from etlcli.io.signals import held
 from etlcli.io.stepfiles import StepFiles
 from etlcli.observe.logs import Log, now
@@ -87,7 +87,7 @@ class Pipeline:
             raise
 
     def _run(self) -> None:
-        check_files(self.recipe)
+        self._check_recipe()
         with ExitStack() as resources:
             before = self._resume(resources)
             if before:
@@ -347,13 +347,24 @@ class Pipeline:
         """Everything up to the first record: components are built, inputs opened, schemas compiled. Nothing is written,
         and no server is asked."""
         self._checking = True
-        check_files(self.recipe)
+        self._check_recipe()
         with ExitStack() as resources:
             count = self.ledger.open(self.recipe.source.id)
             stages = self._stages(self.recipe.steps, count, resources)
             for branch in self.recipe.branches:
                 stages += self._stages(branch.steps, count, resources)
             self._source(count, stages, resources)
+
+    def _check_recipe(self) -> None:
+        check_files(self.recipe)
+        for spec in self.recipe.sinks if self.recipe.checkpoint else ():
+            # It knows again by their number which records it has had, and what stands in for one has none.
+            if spec.on_error.fallback and find("sink", spec.uses).elsewhere:
+                raise RecipeError(
+                    f"a fallback for what {spec.uses} refuses does not go with checkpoints",
+                    where=f"step {spec.id}",
+                    hint="put such records aside (then: quarantine), for etl replay",
+                )
 
     def _build(self, resources: ExitStack) -> Plan:
         count = self.ledger.open(self.recipe.source.id)
