@@ -398,3 +398,30 @@ def test_no_fallback_with_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     done = run_etl("run", "recipe.yaml", "--stats", cwd=tmp_path)
     assert done.returncode == 1  # the same stand-in for several records
+
+
+def test_a_connection_that_is_lost(postgres: str, tmp_path: Path) -> None:
+    """The run says so, in one way, and the next one goes on."""
+    db = Database(postgres)
+    nightly = Nightly(db, tmp_path)
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    recipe["source"]["with"]["paths"] = ["-"]
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    lines = (tmp_path / "in.ndjson").read_bytes().splitlines(keepends=True)
+    process = nightly.start(stdin=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(b"".join(lines[:100]))
+    process.stdin.flush()
+    wait_for(lambda: db("SELECT count(*) FROM t") != [(0,)])
+    db(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type LIKE 'client%'"
+    )
+    _, stderr = process.communicate(b"".join(lines[100:]), timeout=60)
+    assert process.returncode == 69, stderr
+    assert b"psycopg" not in stderr.replace(b"postgresql+psycopg:", b"")
+    process = nightly.start(stdin=subprocess.PIPE)
+    _, stderr = process.communicate(b"".join(lines), timeout=60)
+    assert process.returncode == 0, stderr
+    nightly.check(stderr)
+    db("DROP SCHEMA public CASCADE")
+    db("CREATE SCHEMA public")

@@ -241,5 +241,6 @@ def _another(path: str, what: str) -> CheckpointError:
     return CheckpointError(
         f"{path} {what} since it was read",
         where=path,
-        hint="the result would be of two different inputs; --fresh (etl checkpoint reset) begins again from the start",
+        hint="the result would be of two different inputs; --fresh begins again: from the start, or of an incremental run "
+        "where the last finished one was",
     )

@@ -259,10 +259,13 @@ class _Database:
     def __init__(self, url: str, ctx: Context) -> None:
         self._shown = masked(url)
         try:
+            import logging
+
             import sqlalchemy
         except ImportError:
             raise UsageError("the sql sink needs SQLAlchemy", hint="pip install 'etlcli[sql]'") from None
         self._sql = sqlalchemy
+        logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # it would say in its own way what we say
         try:
             address = sqlalchemy.make_url(url)
             if address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:"):

@@ -34,7 +34,7 @@ from etlcli.core.fields import MISSING, Path, are_labels, kinds_of, parse_path, 
 from etlcli.core.files import Output, Run, Spill
 from etlcli.core.keys import Key, keys_of, packed, texts_of, texts_of_records
 from etlcli.core.stage import Context, Prepared, Stage, State
-from etlcli.errors import DataError, EtlError
+from etlcli.errors import CheckpointError, DataError, EtlError
 from etlcli.state.store import RecentStore, Store
 
 if TYPE_CHECKING:
@@ -378,7 +378,13 @@ class _Journal:
             return
         self._spill = self._ctx.files.spill()
         for chunk in self._spill.read_run(Run(0, end), _BLOCK):
-            yield from _told(chunk)
+            try:
+                entries = _told(chunk)
+            except msgspec.MsgspecError:
+                raise CheckpointError(
+                    f"the spill file of step {self._ctx.step} is damaged", hint="--fresh begins again"
+                ) from None
+            yield from entries
 
 
 _told = msgspec.json.Decoder(tuple[float, list[Key]]).decode_lines

@@ -469,6 +469,19 @@ def test_a_copy_is_refused(slow: Work, tmp_path_factory: pytest.TempPathFactory)
     assert slow.output == SORTED == (copy / "out.ndjson").read_bytes()
 
 
+def test_a_damaged_spill_file_is_no_bug(slow: Work) -> None:
+    slow.write(steps=[{"uses": "dedupe-cache", "with": {"key": ["id"]}}, SLOW])
+    slow.interrupted(signum=signal.SIGKILL)
+    (spill,) = slow.state.glob("*.spill")
+    spill.write_bytes(b"\xff" + spill.read_bytes()[1:])
+    done = slow.run()
+    assert (done.returncode, b"the spill file of step dedupe-cache is damaged" in done.stderr) == (78, True), (
+        done.stderr
+    )
+    assert slow.run("--fresh").returncode == 0
+    assert slow.output == b"".join(LINES)
+
+
 # -- incremental ------------------------------------------------------------------------------------------------------
 
 
