@@ -47,9 +47,9 @@ class Sql(Sink):
     help = """Put records into a table of a database: SQLite, PostgreSQL, or another that SQLAlchemy knows.
 
 Each field goes into the column of its name; arrays and objects go as JSON text. A record with a field that has no column,
-or that the database refuses (a constraint, a type), is rejected (sink_refused), and no other. --mode upsert replaces the
-columns of a row whose --key fields are equal. --create makes the table if it is not there, with a column for each field
-of the first records.
+or that the database refuses (a constraint, a type), is rejected (sink_refused), and no other. What it takes it has in the
+column's type: PostgreSQL rounds 1.5 for an integer. --mode upsert replaces the columns of a row whose --key fields are
+equal. --create makes the table if it is not there, with a column for each field of the first records.
 
 Nothing is to be seen in the table before the run is good: it is one transaction. In a recipe with checkpoints each of those
 is a transaction, so that what a run has put in by then stays if it fails; a run that is gone on with puts every record in

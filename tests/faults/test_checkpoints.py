@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from typing import Any
 import pytest
 from conftest import environment
 
+from etlcli.connectors.sql import Sql
 from etlcli.core import stage
 from etlcli.engine import manifest
 from etlcli.engine.checkpoint import forget
 from etlcli.engine.pipeline import Pipeline
-from etlcli.errors import EtlError
+from etlcli.errors import EtlError, ServiceUnreachableError
 from etlcli.formats import ndjson
 from etlcli.io import extents
 from etlcli.observe.logs import Log
@@ -233,6 +235,57 @@ def test_P3_killed_again_and_again(job: Job) -> None:
     for call in range(60, 1000, 7):
         if not dies(job.run, call) or job.is_finished():
             break
+    job.go_on()
+    assert job.found() == job.expected
+
+
+@every_job
+def test_what_a_checkpoint_has_is_durable_before_it_counts(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which no killed process could show, since the system's cache survives it."""
+    unsynced: set[int] = set()
+    manifests = 0
+
+    def watched(name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(fd: int, *args: Any) -> Any:
+            result = real(fd, *args)
+            (unsynced.discard if name == "fsync" else unsynced.add)(os.fstat(fd).st_ino)
+            return result
+
+        return call
+
+    rename = os.rename
+
+    def renamed(source: str, target: str) -> None:
+        nonlocal manifests
+        if Path(target).parent.name == "state":
+            manifests += 1
+            kept = [path for path in job.directory.rglob("*") if path.name.endswith((".spill", ".etl-part"))]
+            assert not [path for path in [Path(source), *kept] if path.stat().st_ino in unsynced]
+        rename(source, target)
+
+    for name in ("write", "pwrite", "ftruncate", "fsync"):
+        monkeypatch.setattr(os, name, watched(name))
+    monkeypatch.setattr(os, "rename", renamed)
+    job.run()
+    assert manifests > 3
+    assert job.found() == job.expected
+
+
+@pytest.mark.parametrize("job", ["route"], indirect=True)
+def test_no_file_is_published_before_the_database_has_had_its_say(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: Sql) -> None:
+        raise ServiceUnreachableError("the database is gone")
+
+    def visible(directory: Path) -> dict[str, bytes]:
+        names = (path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
+        return {path.name: path.read_bytes() for path in names if path.suffix != ".db" and path.name != "aside.ndjson"}
+
+    with monkeypatch.context() as patched, pytest.raises(ServiceUnreachableError):
+        patched.setattr(Sql, "commit", lost)
+        job.run()
+    assert visible(job.directory) == visible(job.before)
     job.go_on()
     assert job.found() == job.expected
 
