@@ -370,6 +370,24 @@ def test_a_database_that_is_behind_the_checkpoint(db: Database, tmp_path: Path, 
     assert b"etl checkpoint rewind" in stderr
 
 
+def test_it_stays_behind_when_no_record_comes(tmp_path: Path) -> None:
+    """No checkpoint makes up for what is missing."""
+    db = Database(f"sqlite:///{tmp_path}/t.db")
+    nightly = Nightly(db, tmp_path)
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    command = ["sh", "-c", "if [ -e none ]; then cat >&2; else cat; fi"]
+    recipe["steps"] = [{"uses": "retry-wrap", "with": {"command": command, "any_count": True}}]
+    recipe["sink"]["with"] = {"url": db.url, "table": "other", "create": True}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    nightly.start(ETL_TEST_KILL="4", ETL_TEST_PART="900").communicate(timeout=60)
+    db("UPDATE etl_checkpoint SET received = received - 1")
+    (tmp_path / "none").touch()
+    for _ in range(2):
+        process = nightly.start(ETL_TEST_PART="900")
+        _, stderr = process.communicate(timeout=60)
+        assert (process.returncode, b"by its checkpoint" in stderr) == (78, True), stderr
+
+
 def test_what_a_database_refuses_is_not_tried_again(db: Database, tmp_path: Path) -> None:
     """A record keeps its number then, however the records come in batches the second time."""
     nightly = Nightly(db, tmp_path)

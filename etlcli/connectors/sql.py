@@ -121,6 +121,7 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
     def snapshot(self) -> State:
         """Commits what was put in, with a mark. Before the first record there is no mark: it would stay for ever if the run
         died before its first manifest. Where the table is further than this run, its mark stays as it is."""
+        self._check_mark()
         if not self._received:
             self._database.make_marks()
         elif self._received >= self._before.received:

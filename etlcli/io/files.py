@@ -246,7 +246,7 @@ class AppendFile:
     def position(self) -> Position:
         """How long it is: everything in it is durable, and nobody is in the middle of a line."""
         try:
-            fd = os.dup(self._fd) if self._fd >= 0 else os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.dup(self._fd) if self._fd >= 0 else os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return {"size": 0}
         except OSError as error:
