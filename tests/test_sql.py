@@ -367,7 +367,28 @@ def test_a_database_that_is_behind_the_checkpoint(db: Database, tmp_path: Path, 
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 78, stderr
     assert b"and %d by its checkpoint" % before in stderr
-    assert b"etl checkpoint rewind" in stderr
+    assert b"bring back the one that it was" in stderr
+
+
+def test_it_is_behind_when_nothing_is_left_but_to_publish(tmp_path: Path) -> None:
+    db = Database(f"sqlite:///{tmp_path}/t.db")
+    nightly = Nightly(db, tmp_path)
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    recipe["checkpoint"]["every"] = "1h"
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    nightly.start(ETL_TEST_KILL="2").communicate(timeout=60)
+    ((received,),) = db("SELECT received FROM etl_checkpoint")
+    assert received == 320
+    db("UPDATE etl_checkpoint SET received = 1")
+    for _ in range(2):
+        process = nightly.start()
+        _, stderr = process.communicate(timeout=60)
+        assert (process.returncode, b"by its checkpoint" in stderr) == (78, True), stderr
+    db("UPDATE etl_checkpoint SET received = 320")
+    process = nightly.start()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    nightly.check(stderr)
 
 
 def test_it_stays_behind_when_no_record_comes(tmp_path: Path) -> None:

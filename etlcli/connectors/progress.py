@@ -158,10 +158,11 @@ class Progress:
         """As it stands in a checkpoint: the same wherever the run is gone on with from, and without credentials."""
         if path == STDIN or is_url(path):
             return masked(path)
-        own = os.path.relpath(path, self._base_dir or ".")
-        outside = own.split(os.sep, 1)[0] == os.pardir
-        named_from_there = self._base_dir and path.startswith(os.path.join(self._base_dir, ""))
-        return path if os.path.isabs(path) and outside and not named_from_there else own
+        # As text: what `..` leads to depends on links.
+        for base in filter(None, (self._base_dir, os.path.abspath(self._base_dir))):
+            if path.startswith(os.path.join(base, "")):
+                return path.removeprefix(os.path.join(base, ""))
+        return path
 
     def _check_done(self) -> None:
         """A file that was read entirely must still be what it was: else the result would be of two different inputs."""

@@ -146,8 +146,8 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
             raise CheckpointError(
                 f"step {self.ctx.step}: the database has had {self._before.received} records of this run, and "
                 f"{self._received} by its checkpoint",
-                hint="it was restored from a copy, or is another one: go back to an earlier checkpoint (etl checkpoint "
-                "rewind), or begin again with --fresh",
+                hint="it was restored from a copy, or is another one: bring back the one that it was, or empty the table "
+                "and begin again with --fresh",
             )
 
     def _others(self) -> CheckpointError:
@@ -163,6 +163,8 @@ environment (in a recipe ${env.NAME}) or a file such as ~/.pgpass: others can se
             raise self._others()
 
     def commit(self) -> None:
+        if self._before.received:
+            self._check_mark()
         if self.ctx.files.keeps:
             self._database.unmark(self.ctx.run, self.ctx.step)
         self._database.commit()

@@ -279,7 +279,7 @@ def _forget_outputs(directory: str) -> None:
             for line in parts.read().split("\n"):
                 where, _, part = line.partition("\0")
                 if where == os.path.realpath(directory):  # else this is a copy, and the part the original's
-                    with suppress(FileNotFoundError):
+                    with suppress(OSError):  # it may be gone, and its directory, too
                         os.unlink(part)
         os.unlink(os.path.join(directory, _PARTS))
 

@@ -63,10 +63,10 @@ class Quarantine:
 
 
 def _run_of(line: bytes) -> str | None:
-    """The run that has put a line there; None for a line that a crash cut short."""
+    """The run that has put a line there, if any; None for a line that a crash cut short."""
     try:
-        return str(msgspec.json.decode(line, type=dict[str, Any])["run"])
-    except (msgspec.MsgspecError, KeyError):
+        return str(msgspec.json.decode(line, type=dict[str, Any]).get("run", ""))
+    except msgspec.MsgspecError:
         return None
 
 

@@ -244,16 +244,17 @@ class AppendFile:
             raise io_error(error, self.path) from error
 
     def position(self) -> Position:
-        """How long it is: everything in it is durable, and nobody is in the middle of a line."""
+        """Where its last whole line ends: everything before is durable, and somebody may be in the middle of another."""
         try:
             fd = os.dup(self._fd) if self._fd >= 0 else os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return {"size": 0}
+        except PermissionError:  # to read it
+            return {"size": os.path.getsize(self.path)}
         except OSError as error:
             raise io_error(error, self.path) from error
         try:
-            with _alone(fd):
-                return {"size": os.fstat(fd).st_size}
+            return {"size": whole_lines_end(fd, os.fstat(fd).st_size)}
         except OSError as error:
             raise io_error(error, self.path) from error
         finally:
@@ -383,7 +384,7 @@ def fsync_directory(path: str) -> None:
 
 def make_directories(path: str, made: list[str], mode: int = 0o777) -> None:
     """Makes a directory, and those above it, where they are missing. `made` has each as soon as it is there."""
-    at, missing = os.path.abspath(path), list[str]()
+    at, missing = os.path.realpath(path), list[str]()
     while not os.path.isdir(at):
         missing.append(at)
         at = os.path.dirname(at)
@@ -397,7 +398,8 @@ def make_directories(path: str, made: list[str], mode: int = 0o777) -> None:
 def make_durable(directory: str, made: Iterable[str]) -> None:
     """The names in a directory, and those of the directories that were made for it."""
     for above in map(os.path.dirname, made):
-        fsync_directory(above)
+        with suppress(PermissionError):  # to read it
+            fsync_directory(above)
     fsync_directory(directory)
 
 

@@ -457,6 +457,24 @@ def test_gone_on_with_from_another_directory(slow: Work, tmp_path_factory: pytes
     assert not slow.left()
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_path_through_a_link_leads_where_it_led(slow: Work, absolute: bool) -> None:
+    """What `..` is depends on the link, and is not for the program to shorten."""
+    (slow.directory / "real" / "deep").mkdir(parents=True)
+    (slow.directory / "link").symlink_to("real/deep")
+    (slow.directory / "real" / "b.ndjson").write_bytes(b'{"id":1,"n":0}\n')
+    (slow.directory / "b.ndjson").write_bytes(b'{"wrong":true,"n":0}\n')
+    path = "link/../b.ndjson"
+    paths = ["in/*.ndjson", str(slow.directory / path) if absolute else path]
+    slow.write(source={"uses": "read", "with": {"paths": paths}}, steps=[SLOW],
+               checkpoint={"dir": "link/../state", "every": "0s"})  # fmt: skip
+    slow.state = slow.directory / "real" / "state"
+    slow.interrupted(signum=signal.SIGKILL)
+    assert slow.state.is_dir() and not (slow.directory / "state").exists()
+    assert slow.run().returncode == 0
+    assert slow.output == b"".join([*LINES, b'{"id":1,"n":0}\n'])
+
+
 def test_a_copy_is_refused(slow: Work, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The unfinished output is the original's."""
     slow.interrupted()

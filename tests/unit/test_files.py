@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -399,6 +400,24 @@ def test_lines_of_others_stay_wherever_a_position_is(target: Path, size: int) ->
     file.cut_back({"size": size}, lambda line: line.startswith(b"other"))
     file.close()
     assert target.read_bytes() == b"other 1\nother 2\n" + b"mine 3\n" * (size >= 23) + b"other 4\n"
+
+
+def test_a_line_without_an_end_is_not_before_a_position(target: Path) -> None:
+    """Whoever wrote it: it is looked at for itself."""
+    target.write_bytes(b"other 1\nby hand")
+    file = AppendFile(str(target))
+    position = file.position()
+    file.append(b"mine 2\n")
+    file.cut_back(position, lambda line: not line.startswith(b"mine"))
+    file.close()
+    assert target.read_bytes() == b"other 1\nby hand\n"
+
+
+def test_a_position_waits_for_nobody(target: Path) -> None:
+    target.write_bytes(b"other\n")
+    with open(target) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert AppendFile(str(target)).position() == {"size": 6}
 
 
 @pytest.mark.parametrize("what", ["output", "append", "checkpoints"])
