@@ -73,6 +73,10 @@ class Progress:
         """`given` are paths, globs and URLs."""
         self._log = log
         self._base_dir = base_dir
+        # Where nobody asks for a snapshot names do not matter, and the working directory may be gone.
+        bases = (base_dir, os.path.abspath(base_dir)) if keeps else ()
+        self._bases = [os.path.join(base, "") for base in bases if base]
+        """What a path below the recipe's directory may begin with."""
         self._keeps = keeps
         self._entries: dict[int, _Entry] = {}
         self._opened: dict[int, tuple[str, Identity | None, int | None]] = {}
@@ -159,10 +163,8 @@ class Progress:
         if path == STDIN or is_url(path):
             return masked(path)
         # As text: what `..` leads to depends on links.
-        for base in filter(None, (self._base_dir, os.path.abspath(self._base_dir))):
-            if path.startswith(os.path.join(base, "")):
-                return path.removeprefix(os.path.join(base, ""))
-        return path
+        base = next(filter(path.startswith, self._bases), "")
+        return path.removeprefix(base)
 
     def _check_done(self) -> None:
         """A file that was read entirely must still be what it was: else the result would be of two different inputs."""

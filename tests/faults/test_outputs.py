@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Run, environment, run_etl
+from conftest import BIN, Run, environment, run_etl
 
 GOOD = b'{"a":2}\n{"a":1}\n'
 SORTED = b'{"a":1}\n{"a":2}\n'
@@ -306,3 +306,13 @@ def test_without_permission(command: str, code: int, shell: Run, work: Path) -> 
     done = shell(f"{drop} etl {command} < in")
     assert done.returncode == code, done.stderr
     assert b"Permission denied" in done.stderr or b"may not be written" in done.stderr
+
+
+def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
+    """Nobody needs it who reads a file by its whole name."""
+    (tmp_path / "in.ndjson").write_bytes(b'{"a":1}\n')
+    (tmp_path / "gone").mkdir()
+    script = 'cd "$1/gone" && rmdir "$1/gone" && exec "$2" read "$1/in.ndjson"'
+    command = ["sh", "-c", script, "sh", str(tmp_path), str(BIN / "etl")]
+    done = subprocess.run(command, env=environment(), capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b'{"a":1}\n'), done.stderr
