@@ -159,7 +159,7 @@ class Nightly:
         self.directory = directory
         db("CREATE TABLE t (id INTEGER PRIMARY KEY, k INTEGER, s TEXT, CHECK (id % 10 <> 3))")
         (directory / "in.ndjson").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
-        recipe = {
+        self.recipe: dict[str, Any] = {
             "version": 1,
             "source": {"uses": "read", "with": {"paths": ["in.ndjson"]}},
             "steps": [{"uses": "filter", "with": {"expr": "k != 4"}}],
@@ -167,7 +167,23 @@ class Nightly:
             "errors": {"quarantine": "aside.ndjson"},
             "checkpoint": {"dir": "state", "every": "0s"},
         }
-        (directory / "recipe.yaml").write_text(json.dumps(recipe))
+        self.write()
+
+    def write(self, **changes: Any) -> None:
+        self.recipe |= changes
+        (self.directory / "recipe.yaml").write_text(json.dumps(self.recipe))
+
+    def write_through(self, *command: str, **options: Any) -> None:
+        """A recipe that puts what a command gives into a table of its own."""
+        step = {"uses": "retry-wrap", "with": {"command": list(command), **options}}
+        sink = {**self.recipe["sink"], "with": {"url": self.db.url, "table": "other", "create": True}}
+        self.write(steps=[step], sink=sink)
+
+    def run(self, **environ: str) -> tuple[int, bytes]:
+        """How it ended, and what it said."""
+        process = self.start(**environ)
+        _, stderr = process.communicate(timeout=60)
+        return process.returncode, stderr
 
     def start(self, stdin: int = subprocess.DEVNULL, **environ: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(SPLIT_ETL), "run", "recipe.yaml", "--stats", "--workers", "2"]
@@ -193,19 +209,16 @@ def nightly(db: Database, tmp_path: Path) -> Nightly:
 def test_P3_killed_after_any_checkpoint(nightly: Nightly) -> None:
     kill = 1
     while True:
-        process = nightly.start(ETL_TEST_KILL=str(kill))
-        _, stderr = process.communicate(timeout=60)
-        if process.returncode == 0:
+        code, stderr = nightly.run(ETL_TEST_KILL=str(kill))
+        if code == 0:
             break
-        assert process.returncode == -signal.SIGKILL, stderr
+        assert code == -signal.SIGKILL, stderr
         kill += 7
     nightly.check(stderr)
 
 
 def test_who_waits_for_records_keeps_nobody_from_writing(nightly: Nightly) -> None:
-    recipe = json.loads((nightly.directory / "recipe.yaml").read_text())
-    recipe["source"]["with"]["paths"] = ["-"]
-    (nightly.directory / "recipe.yaml").write_text(json.dumps(recipe))
+    nightly.write(source={"uses": "read", "with": {"paths": ["-"]}})
     nightly.db("CREATE TABLE other (id INTEGER)")
     process = nightly.start(stdin=subprocess.PIPE)
     wait_for(lambda: any(nightly.directory.glob("state/checkpoint-*.json")))
@@ -217,20 +230,16 @@ def test_who_waits_for_records_keeps_nobody_from_writing(nightly: Nightly) -> No
 
 def test_killed_before_its_first_checkpoint(nightly: Nightly) -> None:
     """Nobody knows that run, so it must have left nothing."""
-    process = nightly.start(ETL_TEST_DIE="1 early")
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, stderr
-    process = nightly.start()
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
+    code, stderr = nightly.run(ETL_TEST_DIE="1 early")
+    assert code == -signal.SIGKILL, stderr
+    code, stderr = nightly.run()
+    assert code == 0, stderr
     nightly.check(stderr)
 
 
 def test_P3_the_commit_of_a_process_that_was_killed_comes_late(nightly: Nightly) -> None:
     """The server goes on with it while the next process begins, which must wait to see what is in the table."""
-    process = nightly.start(ETL_TEST_KILL="1")
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    assert nightly.run(ETL_TEST_KILL="1")[0] == -signal.SIGKILL
     (manifest,) = (nightly.directory / "state").glob("checkpoint-*.json")
     sent = [record for record in RECORDS if record["k"] != 4]
     refused = {number: "refused" for number, record in enumerate(sent) if record["id"] % 10 == 3}
@@ -298,10 +307,9 @@ def test_P3_the_table_is_ahead_twice(db: Database, tmp_path: Path) -> None:
     """Killed when the table has a transaction that no manifest knows, gone on with, and killed before it has caught up."""
     nightly = Nightly(db, tmp_path)
     for places in ("5 early", "1 late", "4 early", "2 late", "3 early", ""):
-        process = nightly.start(ETL_TEST_DIE=places, ETL_TEST_PART="900")
-        _, stderr = process.communicate(timeout=60)
+        code, stderr = nightly.run(ETL_TEST_DIE=places, ETL_TEST_PART="900")
         if not places:
-            assert process.returncode == 0, stderr
+            assert code == 0, stderr
     nightly.check(stderr)
 
 
@@ -309,16 +317,11 @@ def test_other_records_the_second_time_are_noticed(tmp_path: Path) -> None:
     """By a digest: by their number alone the wrong ones would be passed over."""
     db = Database(f"sqlite:///{tmp_path}/t.db")
     nightly = Nightly(db, tmp_path)
-    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
-    command = [sys.executable, "-c", "import sys, time; [print(l[:-2] + f',\"t\":{time.time()}}}') for l in sys.stdin]"]
-    recipe["steps"] = [{"uses": "retry-wrap", "with": {"command": command}}]
-    recipe["sink"]["with"] = {"url": db.url, "table": "other", "create": True}
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    process = nightly.start(ETL_TEST_DIE="4 early")
-    process.communicate(timeout=60)
-    process = nightly.start()
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, b"are not those that table other has" in stderr) == (78, True), stderr
+    program = "import sys, time; [print(l[:-2] + f',\"t\":{time.time()}}}') for l in sys.stdin]"
+    nightly.write_through(sys.executable, "-c", program)
+    nightly.run(ETL_TEST_DIE="4 early")
+    code, stderr = nightly.run()
+    assert (code, b"are not those that table other has" in stderr) == (78, True), stderr
 
 
 def test_records_without_fields(tmp_path: Path) -> None:
@@ -339,18 +342,12 @@ def test_two_sinks_one_file(tmp_path: Path) -> None:
 def test_fewer_records_the_second_time_are_noticed(tmp_path: Path) -> None:
     db = Database(f"sqlite:///{tmp_path}/t.db")
     nightly = Nightly(db, tmp_path)
-    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
-    command = ["sh", "-c", "if [ -e less ]; then head -n 1; else cat; fi"]
-    recipe["steps"] = [{"uses": "retry-wrap", "with": {"command": command, "any_count": True}}]
-    recipe["sink"]["with"] = {"url": db.url, "table": "other", "create": True}
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    process = nightly.start(ETL_TEST_DIE="2 early", ETL_TEST_PART="100000")
-    process.communicate(timeout=60)
+    nightly.write_through("sh", "-c", "if [ -e less ]; then head -n 1; else cat; fi", any_count=True)
+    nightly.run(ETL_TEST_DIE="2 early", ETL_TEST_PART="100000")
     (before,) = db("SELECT count(*) FROM other")
     (tmp_path / "less").touch()
-    process = nightly.start(ETL_TEST_PART="100000")
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, b"are not those that table other has" in stderr) == (78, True), stderr
+    code, stderr = nightly.run(ETL_TEST_PART="100000")
+    assert (code, b"are not those that table other has" in stderr) == (78, True), stderr
     assert db("SELECT count(*) FROM other") == [before]
 
 
@@ -358,14 +355,12 @@ def test_fewer_records_the_second_time_are_noticed(tmp_path: Path) -> None:
 def test_a_database_that_is_behind_the_checkpoint(db: Database, tmp_path: Path, what: str) -> None:
     """Whoever restored it: the records in between would be missing."""
     nightly = Nightly(db, tmp_path)
-    process = nightly.start(ETL_TEST_KILL="4")
-    process.communicate(timeout=60)
+    nightly.run(ETL_TEST_KILL="4")
     ((before,),) = db("SELECT received FROM etl_checkpoint")
     assert before
     db(what)
-    process = nightly.start()
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 78, stderr
+    code, stderr = nightly.run()
+    assert code == 78, stderr
     assert b"and %d by its checkpoint" % before in stderr
     assert b"bring back the one that it was" in stderr
 
@@ -373,21 +368,17 @@ def test_a_database_that_is_behind_the_checkpoint(db: Database, tmp_path: Path, 
 def test_it_is_behind_when_nothing_is_left_but_to_publish(tmp_path: Path) -> None:
     db = Database(f"sqlite:///{tmp_path}/t.db")
     nightly = Nightly(db, tmp_path)
-    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
-    recipe["checkpoint"]["every"] = "1h"
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    nightly.start(ETL_TEST_KILL="2").communicate(timeout=60)
+    nightly.write(checkpoint={"dir": "state", "every": "1h"})
+    nightly.run(ETL_TEST_KILL="2")
     ((received,),) = db("SELECT received FROM etl_checkpoint")
     assert received == 320
     db("UPDATE etl_checkpoint SET received = 1")
     for _ in range(2):
-        process = nightly.start()
-        _, stderr = process.communicate(timeout=60)
-        assert (process.returncode, b"by its checkpoint" in stderr) == (78, True), stderr
+        code, stderr = nightly.run()
+        assert (code, b"by its checkpoint" in stderr) == (78, True), stderr
     db("UPDATE etl_checkpoint SET received = 320")
-    process = nightly.start()
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
+    code, stderr = nightly.run()
+    assert code == 0, stderr
     nightly.check(stderr)
 
 
@@ -395,46 +386,36 @@ def test_it_stays_behind_when_no_record_comes(tmp_path: Path) -> None:
     """No checkpoint makes up for what is missing."""
     db = Database(f"sqlite:///{tmp_path}/t.db")
     nightly = Nightly(db, tmp_path)
-    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
-    command = ["sh", "-c", "if [ -e none ]; then cat >&2; else cat; fi"]
-    recipe["steps"] = [{"uses": "retry-wrap", "with": {"command": command, "any_count": True}}]
-    recipe["sink"]["with"] = {"url": db.url, "table": "other", "create": True}
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    nightly.start(ETL_TEST_KILL="4", ETL_TEST_PART="900").communicate(timeout=60)
+    nightly.write_through("sh", "-c", "if [ -e none ]; then cat >&2; else cat; fi", any_count=True)
+    nightly.run(ETL_TEST_KILL="4", ETL_TEST_PART="900")
     db("UPDATE etl_checkpoint SET received = received - 1")
     (tmp_path / "none").touch()
     for _ in range(2):
-        process = nightly.start(ETL_TEST_PART="900")
-        _, stderr = process.communicate(timeout=60)
-        assert (process.returncode, b"by its checkpoint" in stderr) == (78, True), stderr
+        code, stderr = nightly.run(ETL_TEST_PART="900")
+        assert (code, b"by its checkpoint" in stderr) == (78, True), stderr
 
 
 def test_what_a_database_refuses_is_not_tried_again(db: Database, tmp_path: Path) -> None:
     """A record keeps its number then, however the records come in batches the second time."""
     nightly = Nightly(db, tmp_path)
-    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
-    recipe["sink"]["on_error"] = {"then": "quarantine", "retry": {"attempts": 3, "backoff": "1ms..1ms"}}
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    process = nightly.start(ETL_TEST_DIE="2 early", ETL_TEST_PART="900")
-    process.communicate(timeout=60)
-    process = nightly.start(ETL_TEST_PART="5000")
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
+    retry = {"attempts": 3, "backoff": "1ms..1ms"}
+    nightly.write(sink={**nightly.recipe["sink"], "on_error": {"then": "quarantine", "retry": retry}})
+    nightly.run(ETL_TEST_DIE="2 early", ETL_TEST_PART="900")
+    code, stderr = nightly.run(ETL_TEST_PART="5000")
+    assert code == 0, stderr
     nightly.check(stderr)
     step = json.loads(stderr.splitlines()[-1])["steps"][-1]
     assert (step["retries"], step["healed"]) == (0, {})
 
 
 def test_no_fallback_with_checkpoints(tmp_path: Path) -> None:
-    Nightly(Database(f"sqlite:///{tmp_path}/t.db"), tmp_path)
-    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
-    recipe["sink"]["on_error"] = {"fallback": {"set": {"id": 0}}}
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    nightly = Nightly(Database(f"sqlite:///{tmp_path}/t.db"), tmp_path)
+    nightly.write(sink={**nightly.recipe["sink"], "on_error": {"fallback": {"set": {"id": 0}}}})
     for args in ((), ("--dry-run",)):
         done = run_etl("run", "recipe.yaml", *args, cwd=tmp_path)
         assert (done.returncode, b"does not go with checkpoints" in done.stderr) == (78, True), done.stderr
-    del recipe["checkpoint"]
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    del nightly.recipe["checkpoint"]
+    nightly.write()
     done = run_etl("run", "recipe.yaml", "--stats", cwd=tmp_path)
     assert done.returncode == 1  # the same stand-in for several records
 
@@ -443,9 +424,7 @@ def test_a_connection_that_is_lost(postgres: str, tmp_path: Path) -> None:
     """The run says so, in one way, and the next one goes on."""
     db = Database(postgres)
     nightly = Nightly(db, tmp_path)
-    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
-    recipe["source"]["with"]["paths"] = ["-"]
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    nightly.write(source={"uses": "read", "with": {"paths": ["-"]}})
     lines = (tmp_path / "in.ndjson").read_bytes().splitlines(keepends=True)
     process = nightly.start(stdin=subprocess.PIPE)
     assert process.stdin

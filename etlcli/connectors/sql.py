@@ -261,9 +261,9 @@ class _Database:
 
     def __init__(self, url: str, ctx: Context) -> None:
         self._shown = masked(url)
-        try:
-            import logging
+        import logging
 
+        try:
             import sqlalchemy
         except ImportError:
             raise UsageError("the sql sink needs SQLAlchemy", hint="pip install 'etlcli[sql]'") from None

@@ -264,9 +264,8 @@ def forget(directory: str, keep: int = 0) -> None:
     for epoch in manifests.epochs(directory):
         if epoch != keep:
             os.unlink(manifests.manifest_path(directory, epoch))
-    if os.path.isdir(directory):
-        fsync_directory(directory)
-    for name in os.listdir(directory) if os.path.isdir(directory) else ():
+    fsync_directory(directory)
+    for name in os.listdir(directory):
         if _SPILL.fullmatch(name) or name == SHOWN:
             os.unlink(os.path.join(directory, name))
     _forget_outputs(directory)

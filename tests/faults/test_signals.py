@@ -114,13 +114,16 @@ def test_P5_while_it_publishes_many_files(signum: int, work: Path) -> None:
     (work / "recipe.yaml").write_text(
         "version: 1\nsource: {uses: read, with: {paths: [many]}}\nsink: {uses: write, with: {path_template: 'to/{a}'}}\n"
     )
+
+    def published() -> list[str]:
+        return [name for name in os.listdir(work / "to") if not name.startswith(".")]
+
+    (work / "to").mkdir()
     process = start(work, "run", "recipe.yaml")
-    until(
-        lambda: any(not name.startswith(".") for name in os.listdir(work / "to")) if (work / "to").exists() else False
-    )
+    until(published)
     process.send_signal(signum)
     process.communicate(timeout=60)
-    assert len([name for name in os.listdir(work / "to") if not name.startswith(".")]) == 300
+    assert len(published()) == 300
     assert process.returncode in (0, -signum)
 
 
