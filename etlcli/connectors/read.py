@@ -61,7 +61,8 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         self._paths = self._progress.paths
         # Missing files are found before anything is read or created.
         for number in self._progress.remaining:
-            check_input(self._paths[number])
+            if not self._progress.is_gone(number):
+                check_input(self._paths[number])
         self._stream: Input | None = None
         self._extents = ExtentReader()
         ctx.resources.callback(self._extents.close)
@@ -74,6 +75,8 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         it is decompressed and brought into lines here."""
         for number in self._progress.remaining:
             path = self._paths[number]
+            if self._progress.is_gone(number):
+                continue
             self._stream = stream = open_input(path)
             try:
                 yield from self._idle(stream)
@@ -95,6 +98,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
             finally:
                 self._stream = None
                 stream.close()
+        self._progress.check_end()
 
     def prepare(self, part: _Part) -> Prepared:
         project = self.ctx.project
