@@ -2,21 +2,26 @@
 give the same bytes.
 
 ETL_TEST_PART says how large parts are, ETL_TEST_WORKERS how many worker processes every run has; ETL_TEST_DELAY how many
-milliseconds a part takes at most, by chance; ETL_TEST_KILL after which of its checkpoints a run is killed,
+milliseconds a part takes at most, by chance; ETL_TEST_OPEN in which directory there may be a shell script 1 that is run
+before the first input is opened, and so on; ETL_TEST_KILL after which of its checkpoints a run is killed,
 ETL_TEST_DIE the same with `early`, when everything but the manifest is there, or `late`, when that is, too.
 """
 
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
+from itertools import count
 
 from etlcli import __main__ as program
+from etlcli.connectors import read
 from etlcli.core import stage
 from etlcli.engine import head, manifest, pipeline
 from etlcli.formats import ndjson
 from etlcli.io import extents
+from etlcli.io.inputs import Input
 
 for module in (stage, extents, ndjson):
     module.PART = int(os.environ.get("ETL_TEST_PART", "100"))
@@ -37,6 +42,16 @@ if "ETL_TEST_DELAY" in os.environ:
         return work(self, part)
 
     head.Head.work = work_slowly
+if "ETL_TEST_OPEN" in os.environ:
+    turns, open_input = count(1), read.open_input
+
+    def disturbed(path: str) -> Input:
+        script = os.path.join(os.environ["ETL_TEST_OPEN"], str(next(turns)))
+        if os.path.exists(script):
+            subprocess.run(["sh", "-e", script], check=True)
+        return open_input(path)
+
+    read.open_input = disturbed
 kill, _, when = (os.environ.get("ETL_TEST_DIE") or os.environ.get("ETL_TEST_KILL", "")).partition(" ")
 if kill:
     places = iter(range(int(kill) - 1, -1, -1))

@@ -11,7 +11,7 @@ from etlcli.core import params
 from etlcli.core.batch import Batch, Reject, Span, whole_lines_of
 from etlcli.core.intake import DEFAULT_MAX_LINE, parse, too_long
 from etlcli.core.stage import Context, Prepared, Source, State
-from etlcli.errors import CheckpointError
+from etlcli.errors import CheckpointError, InputMissingError
 from etlcli.formats import RawChunk, Reader, ReadOptions, format_of, module
 from etlcli.formats.ndjson import without_bom
 from etlcli.io.compression import is_compressed, method_of, opened
@@ -61,7 +61,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         self._paths = self._progress.paths
         # Missing files are found before anything is read or created.
         for number in self._progress.remaining:
-            if not self._progress.is_gone(number):
+            if not self._progress.may_be_gone(number):
                 check_input(self._paths[number])
         self._stream: Input | None = None
         self._extents = ExtentReader()
@@ -73,11 +73,14 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
     def parts(self) -> Iterator[_Part | Prepared]:
         """Extents of plain NDJSON files, which lines are cut from where they are worked on. Any other input is one stream:
         it is decompressed and brought into lines here."""
-        for number in self._progress.remaining:
+        for number in self._progress.numbers():
             path = self._paths[number]
-            if self._progress.is_gone(number):
-                continue
-            self._stream = stream = open_input(path)
+            try:
+                self._stream = stream = open_input(path)
+            except InputMissingError:
+                if self._progress.may_be_gone(number):
+                    continue
+                raise
             try:
                 yield from self._idle(stream)
                 format = self._format_of(stream)
@@ -98,7 +101,6 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
             finally:
                 self._stream = None
                 stream.close()
-        self._progress.check_end()
 
     def prepare(self, part: _Part) -> Prepared:
         project = self.ctx.project

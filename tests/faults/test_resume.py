@@ -2,87 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BIN, Run, environment, run_etl
+from conftest import Run, run_etl
+from resuming import LINES, SLOW, Work, until
 
-SPLIT_ETL = Path(__file__).parent.parent / "split_etl.py"
-LINES = [b'{"id":%d,"k":"%s","n":%d.50}\n' % (number, b"abc"[number % 3 :][:1], number % 7) for number in range(3000)]
-SLOW = {"uses": "retry-wrap", "with": {"command": ["sh", "-c", "sleep 0.02; cat"]}}
 SORTED = b"".join(sorted(LINES, key=lambda line: json.loads(line)["n"]))
-
-
-class Work:
-    """A directory with a recipe in it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.state = directory / "state"
-        self.recipe: dict[str, Any] = {
-            "version": 1,
-            "source": {"uses": "read", "with": {"paths": ["in/*.ndjson"]}},
-            "steps": [{"uses": "sort", "with": {"by": ["n"]}}],
-            "sink": {"uses": "write", "with": {"path": "out.ndjson"}},
-            "checkpoint": {"dir": "state", "every": "0s"},
-        }
-        (directory / "in").mkdir()
-        (directory / "in" / "one.ndjson").write_bytes(b"".join(LINES))
-
-    def write(self, **changes: Any) -> None:
-        self.recipe |= changes
-        (self.directory / "recipe.yaml").write_text(json.dumps(self.recipe))
-
-    def run(self, *args: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return run_etl("run", "recipe.yaml", *args, cwd=self.directory, stdin=stdin)
-
-    def start(self, *args: str, **more: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [BIN / "etl", "run", "recipe.yaml", *args], cwd=self.directory, env=environment(),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
-        )  # fmt: skip
-
-    def interrupted(self, *args: str, signum: int = signal.SIGTERM) -> None:
-        """A run that a signal ends when it has read some of its input."""
-        process = self.start("--workers", "1", *args)
-        until(lambda: 0 < self.read() < len(LINES))
-        process.send_signal(signum)
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == -signum, stderr
-        assert 0 < self.read() < len(LINES)
-
-    def shown(self) -> list[dict[str, Any]]:
-        done = run_etl("checkpoint", "show", "recipe.yaml", "--json", cwd=self.directory)
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    def read(self) -> int:
-        """Records that were read up to the newest checkpoint."""
-        shown = self.shown()
-        return shown[-1]["read"] if shown else 0
-
-    @property
-    def output(self) -> bytes:
-        return (self.directory / "out.ndjson").read_bytes()
-
-    def left(self) -> list[str]:
-        return [name for name in os.listdir(self.directory) if ".etl-" in name]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -94,12 +27,7 @@ def work(tmp_path: Path) -> Work:
 
 @pytest.fixture
 def slow(work: Work) -> Work:
-    """Whose input goes through a command that takes its time, in many small parts."""
-    parts = work.directory / "in"
-    (parts / "one.ndjson").unlink()
-    for number in range(0, len(LINES), 30):
-        (parts / f"{number:05}.ndjson").write_bytes(b"".join(LINES[number : number + 30]))
-    work.write(steps=[SLOW, {"uses": "sort", "with": {"by": ["n"]}}])
+    work.in_parts()
     return work
 
 
@@ -498,193 +426,6 @@ def test_a_damaged_spill_file_is_no_bug(slow: Work) -> None:
     )
     assert slow.run("--fresh").returncode == 0
     assert slow.output == b"".join(LINES)
-
-
-# -- incremental ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def log(work: Work) -> Work:
-    """A recipe that appends what is new in in/*."""
-    work.write(
-        source={"uses": "read", "with": {"paths": ["in/*"]}, "incremental": True},
-        steps=[],
-        sink={"uses": "write", "with": {"path": "out.ndjson", "mode": "append"}},
-    )
-    (work.directory / "in" / "one.ndjson").write_bytes(b"".join(LINES[:10]))
-    return work
-
-
-def new(log: Work) -> list[bytes]:
-    """What a run adds to the output."""
-    before = log.output if (log.directory / "out.ndjson").exists() else b""
-    done = log.run()
-    assert done.returncode == 0, done.stderr
-    assert log.output.startswith(before)
-    return log.output[len(before) :].splitlines(keepends=True)
-
-
-def test_new_files_and_new_lines(log: Work) -> None:
-    one, two = log.directory / "in" / "one.ndjson", log.directory / "in" / "two.ndjson"
-    assert new(log) == LINES[:10]
-    assert new(log) == []
-    with open(one, "ab") as file:
-        file.write(b"".join(LINES[10:12]) + LINES[12][:5])  # somebody is at it
-    assert new(log) == LINES[10:12]
-    two.write_bytes(b"".join(LINES[20:25]))
-    with open(one, "ab") as file:
-        file.write(LINES[12][5:])
-    assert new(log) == [LINES[12], *LINES[20:25]]
-    assert new(log) == []
-
-
-def test_rotated_files(log: Work) -> None:
-    one, rotated = log.directory / "in" / "one.ndjson", log.directory / "in" / "one.ndjson.1"
-    assert new(log) == LINES[:10]
-    with open(one, "ab") as file:
-        file.write(LINES[10])
-    one.rename(rotated)
-    one.write_bytes(LINES[11])
-    done = log.run()
-    assert b"input_replaced" in done.stderr
-    assert log.output == b"".join([*LINES[:10], LINES[11], LINES[10]])
-    assert new(log) == []
-
-
-def test_a_file_that_was_cut_short(log: Work) -> None:
-    one = log.directory / "in" / "one.ndjson"
-    assert new(log) == LINES[:10]
-    one.write_bytes(b"".join(LINES[5:8]))
-    done = log.run()
-    assert (done.returncode, b"input_replaced" in done.stderr) == (0, True)
-    assert log.output == b"".join([*LINES[:10], *LINES[5:8]])
-
-
-def test_compressed_and_csv(log: Work) -> None:
-    table, packed = log.directory / "in" / "t.csv", log.directory / "in" / "p.ndjson.gz"
-    table.write_text("id,k\n1,a\n2,b\n")
-    packed.write_bytes(gzip.compress(b"".join(LINES[10:12])))
-    assert new(log) == [*LINES[:10], *LINES[10:12], b'{"id":1,"k":"a"}\n', b'{"id":2,"k":"b"}\n']
-    with open(table, "a") as file:
-        file.write("3,c\n4")
-    packed.write_bytes(packed.read_bytes() + gzip.compress(LINES[12]))
-    assert new(log) == [LINES[12], b'{"id":3,"k":"c"}\n']
-    assert new(log) == []
-
-
-def test_an_incremental_run_that_is_killed(slow: Work) -> None:
-    slow.write(
-        source={"uses": "read", "with": {"paths": ["in/*"]}, "incremental": True},
-        steps=[SLOW],
-        sink={"uses": "write", "with": {"path": "out.ndjson", "mode": "append"}},
-    )
-    first = slow.directory / "in" / "00000.ndjson"
-    slow.interrupted(signum=signal.SIGKILL)
-    with open(first, "ab") as file:
-        file.write(LINES[0])
-    assert slow.run().returncode == 0
-    assert slow.output == b"".join(LINES)
-    assert slow.run().returncode == 0
-    assert slow.output == b"".join([*LINES, LINES[0]])
-
-
-def test_what_was_read_is_known_even_if_a_run_dies_at_its_beginning(log: Work) -> None:
-    """And the recipe is another then."""
-    assert new(log) == LINES[:10]
-    (log.directory / "in" / "two.ndjson").write_bytes(LINES[10])
-    command = [sys.executable, SPLIT_ETL, "run", "recipe.yaml"]
-    killed = subprocess.run(command, cwd=log.directory, env=environment(ETL_TEST_KILL="1"), check=False)
-    assert killed.returncode == -signal.SIGKILL
-    log.write(steps=[{"uses": "filter", "with": {"expr": "id >= 0"}}])
-    log.run()
-    assert log.output == b"".join(LINES[:11])
-
-
-def test_fresh_forgets_a_run_and_not_what_was_read(log: Work) -> None:
-    assert new(log) == LINES[:10]
-    (log.directory / "in" / "two.ndjson").write_bytes(LINES[10])
-    assert log.run("--fresh").returncode == 0
-    assert log.output == b"".join(LINES[:11])
-    assert log.run("--limit", "1").returncode == 2
-    assert run_etl("checkpoint", "reset", "recipe.yaml", cwd=log.directory).returncode == 0
-    assert new(log) == LINES[:11]
-
-
-def test_another_directory_knows_what_was_read(log: Work, tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert new(log) == LINES[:10]
-    (log.directory / "in" / "two.ndjson").write_bytes(LINES[10])
-    done = run_etl("run", log.directory / "recipe.yaml", cwd=tmp_path_factory.mktemp("elsewhere"))
-    assert done.returncode == 0, done.stderr
-    assert log.output == b"".join(LINES[:11])
-    assert new(log) == []
-
-
-@pytest.mark.parametrize("here", ["above", "elsewhere"])
-def test_read_from_other_directories_by_turns(log: Work, here: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A file is the same by whichever name its recipe is given, and what some run leaves out is not forgotten."""
-    elsewhere = log.directory.parent if here == "above" else tmp_path_factory.mktemp("elsewhere")
-    names = os.path.relpath(log.directory, elsewhere), str(log.directory)
-    two = log.directory / "in" / "two.ndjson"
-    for number, name in enumerate([*names, *names]):
-        with open(two, "ab") as file:
-            file.write(LINES[10 + number])
-        if number == 2:  # without the other file
-            log.write(source={"uses": "read", "with": {"paths": ["in/two*"]}, "incremental": True})
-        if number == 3:
-            log.write(source={"uses": "read", "with": {"paths": ["in/*"]}, "incremental": True})
-        done = run_etl("run", f"{name}/recipe.yaml", cwd=elsewhere)
-        assert done.returncode == 0, done.stderr
-        assert b"input_" not in done.stderr
-        assert log.output == b"".join(LINES[: 11 + number])
-    log.write(source={"uses": "read", "with": {"paths": [str(log.directory / "in" / "*")]}, "incremental": True})
-    assert new(log) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("d.json", b'[{"id":1},\n{"id":2}]'), ("d.json", b'[{"id":1},{"id":2}]'), ("d.yaml", b"id: 1\n---\nid: 2")],
-)
-def test_a_document_is_read_to_its_end(log: Work, name: str, content: bytes) -> None:
-    (log.directory / "in" / "one.ndjson").unlink()
-    (log.directory / "in" / name).write_bytes(content)
-    assert new(log) == [b'{"id":1}\n', b'{"id":2}\n']
-    assert new(log) == []
-
-
-@pytest.mark.parametrize("names", [["z"], ["z", "z.1"], ["z.1", "z"], ["z", "z.1", "z.2"]])
-def test_rotated_while_an_unfinished_run_had_not_come_to_it(log: Work, names: list[str]) -> None:
-    """What is read of a file is what it has now, from its own beginning."""
-    directory = log.directory / "in"
-    for number, name in enumerate(sorted(names, reverse=True)):
-        (directory / name).write_bytes(b"".join(LINES[20 + 2 * number : 22 + 2 * number]))
-    old = len(new(log))
-    with open(directory / "one.ndjson", "ab") as file:
-        file.write(b"".join(LINES[100:200]))
-    command = [sys.executable, SPLIT_ETL, "run", "recipe.yaml"]
-    killed = subprocess.run(command, cwd=log.directory, env=environment(ETL_TEST_KILL="3"), check=False)
-    assert killed.returncode == -signal.SIGKILL
-    for name in sorted(names, reverse=True):
-        (directory / name).rename(directory / (f"z.{int(name[2:]) + 1}" if name != "z" else "z.1"))
-    (directory / "z").write_bytes(b"".join(LINES[40:45]))
-    done = log.run()
-    assert done.returncode == 0, done.stderr
-    assert new(log) == []
-    lines = log.output.splitlines(keepends=True)
-    assert sorted(lines[old:]) == sorted([*LINES[100:200], *LINES[40:45]])
-
-
-def test_small_files_that_begin_alike(log: Work) -> None:
-    """What stands in for a file that is gone is another, unless so much of it is the same that it cannot be."""
-    one, two = log.directory / "in" / "one.ndjson", log.directory / "in" / "two.ndjson"
-    one.write_bytes(LINES[0])
-    assert new(log) == LINES[:1]
-    two.write_bytes(LINES[0] + LINES[1])
-    one.unlink()
-    assert new(log) == LINES[:2]
-    two.rename(one)
-    with open(one, "ab") as file:
-        file.write(LINES[2])
-    assert new(log) == LINES[2:3]
 
 
 def test_dry_run_leaves_no_trace(slow: Work, etl: Run) -> None:
