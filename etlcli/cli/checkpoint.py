@@ -23,9 +23,9 @@ _HELP = """Look at the checkpoints of a recipe, check them, go back, or forget t
 show RECIPE says what each checkpoint has: when it was taken, how many records were read and written by then, and whether
 the run goes on, was about to publish, or is finished. verify RECIPE exits 1 if one is damaged, or a file that it needs is
 gone or shorter than it was; what is in the files is not looked at. rewind RECIPE goes back to the checkpoint before the
-newest, or to that of --epoch N: the next run goes on from there. reset RECIPE forgets them all, with the unpublished
-outputs; what is published stays. Of a recipe whose source is incremental that includes which input was read, which etl run
---fresh does not forget.
+newest, or to that of --epoch N: the next run goes on from there. Of a recipe that fills a table (etl sql) it does not: the
+table would be further. reset RECIPE forgets them all, with the unpublished outputs; what is published stays. Of a recipe
+whose source is incremental that includes which input was read, which etl run --fresh does not forget.
 
 RECIPE is the recipe's file, or its checkpoint directory."""
 

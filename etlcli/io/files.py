@@ -209,7 +209,8 @@ class AtomicFile(Output):
 class AppendFile:
     """A file of lines to which whole blocks are added, each durable when `append` returns. Made, with its directory, at the
     first of them. A block that cannot be written in full is taken back, and a last line that an earlier crash cut short
-    is ended first, so that every line stands alone. Several processes may append to one file.
+    is ended first, so that every line stands alone. Several processes may append to one file. A device or FIFO is written
+    to as it is; who opens a FIFO waits for its reader.
 
     Raises CannotCreateError when the file cannot be made, InputOutputError when it cannot be written.
     """
@@ -217,6 +218,7 @@ class AppendFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd = -1
+        self._special = os.path.exists(path) and not os.path.isfile(path)
         at = path
         try:
             while at and not identity(at):
@@ -231,20 +233,24 @@ class AppendFile:
             self._open()
         try:
             with _alone(self._fd):
-                end = os.fstat(self._fd).st_size
+                end = os.fstat(self._fd).st_size  # 0 of a special file
                 try:
                     if end and os.pread(self._fd, 1, end - 1) != b"\n":
                         block = b"\n" + block
                     write_all(self._fd, block)
-                    os.fsync(self._fd)
+                    if not self._special:
+                        os.fsync(self._fd)
                 except OSError:
-                    os.ftruncate(self._fd, end)
+                    if not self._special:
+                        os.ftruncate(self._fd, end)
                     raise
         except OSError as error:
             raise io_error(error, self.path) from error
 
     def position(self) -> Position:
         """Where its last whole line ends: everything before is durable, and somebody may be in the middle of another."""
+        if self._special:
+            return {"size": 0}
         try:
             fd = os.dup(self._fd) if self._fd >= 0 else os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -290,7 +296,8 @@ class AppendFile:
         try:
             directory, made = os.path.dirname(self.path), list[str]()
             make_directories(directory, made)
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            mode = os.O_WRONLY if self._special else os.O_RDWR | os.O_CREAT
+            self._fd = os.open(self.path, mode | os.O_APPEND | os.O_CLOEXEC, 0o600)
             make_durable(directory, made)
         except OSError as error:
             raise CannotCreateError(f"cannot open {self.path}: {error.strerror}", where=self.path) from error

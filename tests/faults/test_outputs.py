@@ -168,6 +168,16 @@ def test_a_quarantine_that_cannot_be_made_is_found_at_once(shell: Run, work: Pat
         assert not (work / "out").exists()
 
 
+def test_a_quarantine_that_is_no_file(shell: Run, work: Path) -> None:
+    (work / "bad.ndjson").write_bytes(b'{"a":1}\n' + b"bad\n" * 3)
+    command = "etl read bad.ndjson --on-error quarantine --quarantine"
+    done = shell(f"mkfifo q; cat q > found & {command} q && {command} /dev/null; status=$?; wait; exit $status")
+    assert (done.returncode, done.stdout) == (0, b'{"a":1}\n' * 2), done.stderr
+    assert [json.loads(line)["raw"] for line in (work / "found").open()] == ["bad"] * 3
+    done = shell(f"{command} /dev/full")
+    assert (done.returncode, b"cannot write /dev/full: No space left" in done.stderr) == (74, True)
+
+
 def test_a_fifo_as_the_target(shell: Run, work: Path) -> None:
     assert shell("mkfifo f; cat f & etl sort --by a in -o f; wait").stdout == SORTED
     assert stat.S_ISFIFO((work / "f").stat().st_mode)
