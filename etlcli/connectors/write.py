@@ -110,8 +110,10 @@ below the template's own directory, whatever it holds."""
         return self._files[path]
 
     def _from_recipe(self, path: str) -> str:
-        """The same wherever the run is gone on with from."""
-        return path if path == STDIN else os.path.relpath(path, self.ctx.base_dir or ".")
+        """The same wherever the run is gone on with from, if it is; else the working directory may be gone."""
+        if path == STDIN or not self.ctx.files.keeps:
+            return path
+        return os.path.relpath(path, self.ctx.base_dir or ".")
 
     def _write_partitions(self, batch: Batch) -> list[Reject]:
         parts: dict[str, list[int]] = {}

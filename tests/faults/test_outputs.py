@@ -318,11 +318,13 @@ def test_without_permission(command: str, code: int, shell: Run, work: Path) -> 
     assert b"Permission denied" in done.stderr or b"may not be written" in done.stderr
 
 
-def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
-    """Nobody needs it who reads a file by its whole name."""
+@pytest.mark.parametrize("output", ["/dev/stdout", "$1/out.ndjson"])
+def test_a_working_directory_that_is_gone(tmp_path: Path, output: str) -> None:
+    """Nobody needs it who names files by their whole names."""
     (tmp_path / "in.ndjson").write_bytes(b'{"a":1}\n')
     (tmp_path / "gone").mkdir()
-    script = 'cd "$1/gone" && rmdir "$1/gone" && exec "$2" read "$1/in.ndjson"'
+    script = f'cd "$1/gone" && rmdir "$1/gone" && "$2" read "$1/in.ndjson" -o "{output}" && cat "$1"/out*'
+    (tmp_path / "out").write_bytes(b"")
     command = ["sh", "-c", script, "sh", str(tmp_path), str(BIN / "etl")]
     done = subprocess.run(command, env=environment(), capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, b'{"a":1}\n'), done.stderr
