@@ -38,7 +38,12 @@ class Entry(NamedTuple):
     begun: bool = False
     """Whether the run that read it ended within it."""
     age: int = 0
-    """For how many runs it was not there."""
+    """Runs since the one that found it."""
+
+    @property
+    def is_recent(self) -> bool:
+        """Whether the last run that finished has found it, or this one."""
+        return self.age <= 1
 
     @property
     def is_unfinished(self) -> bool:
@@ -78,7 +83,7 @@ class KnownFiles:
     def named(self, path: str) -> list[Entry]:
         """Those that were there by this name the last time."""
         alike = (entry for entry in self._alike.get(path, ()) if entry in self._entries)
-        return [entry for entry in alike if entry.path == path and entry.age < KEPT_RUNS]
+        return [entry for entry in alike if entry.path == path and entry.is_recent]
 
     def is_at(self, entry: Entry, path: str) -> bool:
         """Whether this file has that name now."""
@@ -96,7 +101,7 @@ class KnownFiles:
     def _is(self, entry: Entry, path: str, fd: int) -> bool:
         assert entry.identity
         what = change(entry.identity, fd)
-        if entry.path == path and entry.age < KEPT_RUNS:
+        if entry.path == path and entry.is_recent:
             if what == "cut short":
                 raise another(path, "was cut short")
             return what != "replaced"

@@ -120,7 +120,8 @@ class Progress:
     def may_be_gone(self, number: int) -> bool:
         """Whether an input is not there and need not be: a glob has found it, for an incremental run."""
         path, named = self.paths[number], (located(path, self._base_dir) for path in self._given)
-        return self._incremental and not os.path.lexists(path) and path not in map(self._from_recipe, named)
+        is_named = self._from_recipe(path) in map(self._from_recipe, named)
+        return self._incremental and not is_named and not os.path.lexists(path)
 
     def start(self, number: int, stream: Input, *, of_lines: bool) -> Start | None:
         """Where to begin in an input that was opened; None if there is nothing new in it. Where it consists of lines, an
@@ -183,7 +184,7 @@ class Progress:
             left_out = entry.path not in here and os.path.exists(located(entry.path, self._base_dir))
             is_there = left_out or (entry.identity and entry.identity.inode in inodes)
             if is_there or entry.age < KEPT_RUNS:
-                yield entry._replace(begun=False, age=entry.age + (not is_there))
+                yield entry._replace(begun=False, age=entry.age + (not left_out))
 
     def _known(self, opened: Entry, fd: int) -> Entry | None:
         """What is known of a file from before, if anything is."""

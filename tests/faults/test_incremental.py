@@ -236,20 +236,21 @@ def test_a_file_that_an_unfinished_run_was_within_is_missed(log: Work) -> None:
     assert (done.returncode, log.output) == (0, LINES[30] + LINES[20])
 
 
-def test_what_a_glob_has_found_may_be_gone(log: Work) -> None:
-    two = log.directory / "in" / "two.ndjson"
-    two.write_bytes(LINES[20])
-    log.write(source={"uses": "read", "with": {"paths": ["in/*", "in/two.ndjson"]}, "incremental": True})
-    killed(log, 2)
-    two.unlink()
-    done = log.run()
-    assert (done.returncode, b"cannot open in/two.ndjson" in done.stderr) == (66, True)
-    log.write(source={"uses": "read", "with": {"paths": ["in/*"]}, "incremental": True})
-    assert run_etl("checkpoint", "reset", "recipe.yaml", cwd=log.directory).returncode == 0
-    two.write_bytes(LINES[20])
-    killed(log, 2)
-    two.unlink()
-    assert new(log) == LINES[:10]
+@pytest.mark.parametrize("name", ["recipe.yaml", "../recipe.yaml"])
+def test_what_a_glob_has_found_may_be_gone(log: Work, name: str) -> None:
+    """Not so what the recipe names."""
+    two, elsewhere = log.directory / "in" / "two.ndjson", log.directory / "elsewhere"
+    elsewhere.mkdir()
+    cwd = elsewhere if name.startswith("..") else log.directory
+    for paths, code in (["in/*", "in/two.ndjson"], 66), (["in/*"], 0):
+        log.write(source={"uses": "read", "with": {"paths": paths}, "incremental": True})
+        two.write_bytes(LINES[20])
+        killed(log, 2)
+        two.unlink()
+        done = run_etl("run", name, cwd=cwd)
+        assert (done.returncode, b"in/two.ndjson: No such file" in done.stderr) == (code, code == 66), done.stderr
+        assert run_etl("checkpoint", "reset", "recipe.yaml", cwd=log.directory).returncode == 0
+    assert log.output == b"".join(LINES[:10])
 
 
 def test_each_file_once(log: Work) -> None:
@@ -268,6 +269,17 @@ def test_away_for_a_run(log: Work) -> None:
     assert new(log) == []
     (log.directory / "away").rename(one)
     assert new(log) == []
+
+
+def test_a_file_that_was_deleted_and_made_again(log: Work) -> None:
+    """As it was, while another has its inode."""
+    one, two = log.directory / "in" / "one.ndjson", log.directory / "in" / "two.ndjson"
+    assert new(log) == LINES[:10]
+    one.rename(two)
+    two.write_bytes(LINES[20])
+    assert new(log) == [LINES[20]]
+    one.write_bytes(b"".join(LINES[:10]))
+    assert new(log) == LINES[:10]
 
 
 class Days:
