@@ -39,7 +39,10 @@ def cluster() -> Iterator[str]:
         os.chown(directory, entry.pw_uid, entry.pw_gid)
         as_user = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
     data, quiet = f"{directory}/data", {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    options = f"-k {directory} -c listen_addresses='' -c fsync=off"
+    # Few locks, so that who collects them is noticed.
+    options = (
+        f"-k {directory} -c listen_addresses='' -c fsync=off -c max_locks_per_transaction=10 -c max_connections=20"
+    )
     try:
         subprocess.run(
             [where / "initdb", "-D", data, "-U", "etl", "-A", "trust", "-N"], cwd=directory, **quiet, **as_user

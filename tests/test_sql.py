@@ -89,6 +89,16 @@ def test_defaults_and_constraints(db: Database) -> None:
     assert db.load({"id": 5, "n": 1}).returncode == 1
 
 
+def test_many_are_refused(db: Database) -> None:
+    """Each alone, in a transaction that takes no more of the server with each of them."""
+    db("CREATE TABLE t (id INTEGER PRIMARY KEY)")
+    records = [{"id": number // 2} for number in range(1600)]
+    done = db.load(*records, args=("--on-error", "skip", "--stats"))
+    assert done.returncode == 0, done.stderr[-500:]
+    assert json.loads(done.stderr.splitlines()[-1])["steps"][-1]["rejected"] == {"sink_refused": 800}
+    assert db("SELECT count(*), min(id), max(id) FROM t") == [(800, 0, 799)]
+
+
 def test_upsert(db: Database) -> None:
     upsert = ("--create", "--mode", "upsert", "--key", "k")
     assert db.load({"k": "a", "n": 1}, {"k": "b", "n": 2}, {"k": "a", "n": 3}, args=upsert).returncode == 0

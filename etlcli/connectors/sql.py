@@ -37,7 +37,14 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 _MARKS = "etl_checkpoint"
+_SAVEPOINT = "etl_batch"
 _TYPES: dict[type, str] = {bool: "Boolean", int: "BigInteger", float: "Double", Decimal: "Numeric"}
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    # One of several sinks works in a thread of its own.
+    "pysqlite": {"check_same_thread": False},
+    # It forgets what it has prepared when a savepoint is taken back, and now and then asks for it all the same.
+    "psycopg": {"prepare_threshold": None},
+}
 _PLACES = {"qmark": "?", "format": "%s", "pyformat": "%s"}
 _SIMPLE = {str, int, float, bool, type(None)}
 Row = tuple[Any, ...]
@@ -275,9 +282,8 @@ class _Database:
                 file = os.path.join(ctx.base_dir, str(address.database))
                 ctx.files.claim(file)  # two connections would wait for each other
                 address = address.set(database=file)
-            # One of several sinks works in a thread of its own.
-            anywhere = {"check_same_thread": False} if address.get_backend_name() == "sqlite" else {}
-            engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, connect_args=anywhere)
+            given = _ARGUMENTS.get(address.get_driver_name(), {})
+            engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, connect_args=given)
         except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as error:
             raise UsageError(
                 f"--url {self._shown}: {masked(str(error))}", hint="for example sqlite:///file.db, or "
@@ -333,8 +339,7 @@ class _Database:
     def execute(self, statement: str, rows: list[Row]) -> str | None:
         """All rows or none. Why the database would not have them."""
         exc = self._sql.exc
-        with self._explained():
-            savepoint = self._connection.begin_nested()
+        with self._explained(), self._savepoint() as back:
             try:
                 if rows[0]:
                     self._connection.exec_driver_sql(statement, rows)
@@ -345,9 +350,8 @@ class _Database:
                 orig = getattr(error, "orig", error)
                 if not isinstance(error, _of_the_record(exc)) and type(orig).__name__ != "DatatypeMismatch":
                     raise
-                savepoint.rollback()
+                back()
                 return str(orig).strip().partition("\n")[0]
-            savepoint.commit()
         return None
 
     def marked(self, run: str, step: str) -> _Mark:
@@ -378,11 +382,19 @@ class _Database:
     def _wait_for_others(self, marks: sqlalchemy.Table, run: str, step: str) -> None:
         """A server may still be at the commit of a process that has been killed since, and until it is done that one's mark
         cannot be seen. Who inserts the same key waits for it, whether it then succeeds or not."""
-        with self._explained():
-            savepoint = self._connection.begin_nested()
+        with self._explained(), self._savepoint() as back:
             with suppress(self._sql.exc.IntegrityError):
                 self._connection.execute(marks.insert().values(_Mark(0, 0, {}, "").row(run, step)))
-            savepoint.rollback()
+            back()
+
+    @contextmanager
+    def _savepoint(self) -> Iterator[Callable[[], None]]:
+        """What to call to take back what was done since. SQLAlchemy's own is not ended when it is taken back: others would
+        be within it, and a server has room for some thousands."""
+        connection, dialect = self._connection, self._engine.dialect
+        dialect.do_savepoint(connection, _SAVEPOINT)
+        yield lambda: dialect.do_rollback_to_savepoint(connection, _SAVEPOINT)
+        dialect.do_release_savepoint(connection, _SAVEPOINT)
 
     def unmark(self, run: str, step: str) -> None:
         self._unmark(self._marks(), run, step)
