@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from etlcli.connectors.known import KEPT_RUNS, Entry, KnownFiles, another
+from etlcli.connectors.known import Entry, KnownFiles
 from etlcli.core.stage import State
-from etlcli.errors import InputMissingError
+from etlcli.errors import CheckpointError, InputMissingError
 from etlcli.io.compression import is_compressed
 from etlcli.io.identity import Identity, change, identity_of, whole_lines_end
 from etlcli.io.inputs import STDIN, Input, InputStream, expand, is_url, located
@@ -68,9 +68,9 @@ class Progress:
         self._opened: dict[int, Entry] = {}
         """As they were when they were opened, with nothing read."""
         self._seen = KnownFiles(base_dir)
-        """Those that were opened."""
+        """The files that an incremental run has opened."""
         self._left = KnownFiles(base_dir)
-        """That were read before, and that no input of this run is known to be."""
+        """Those that were read before, as long as no input is known to be one of them."""
         self._at = -1
         self._incremental = False
         if state and "since" not in state:
@@ -79,43 +79,41 @@ class Progress:
             self._at = state["at"]
             self._incremental = state["incremental"]
             self._entries = {int(number): _entry(values) for number, values in state["inputs"].items()}
-            if self._at in self._entries:
-                self._entries[self._at] = self._entries[self._at]._replace(begun=True)
+            for number, entry in self._entries.items():
+                # Of what is ahead a run may have been gone on with that had ended within it.
+                begun = number == self._at if len(state["inputs"][str(number)]) < len(entry) else entry.begun
+                self._entries[number] = entry._replace(begun=begun and number >= self._at)
             if self._incremental:
                 self._left = KnownFiles(base_dir, [*self._entries.values(), *map(_entry, state["left"])])
-                self._entries = {number: entry for number, entry in self._entries.items() if not entry.identity}
+                at = self._entries.get(self._at)
+                self._entries = {self._at: at} if at and not at.identity else {}
             self._check_done()
         else:
             self.paths = expand(tuple(given), base_dir)
             if state:
                 self._incremental = True
-                self._left = KnownFiles(base_dir, self._still_known(state["since"]))
+                before = KnownFiles(base_dir, _entries_of(state["since"]))
+                self._left = before.older(list(map(self._from_recipe, self.paths)))
 
     @property
     def remaining(self) -> range:
         """The numbers of the inputs that are not known to be read entirely."""
         return range(max(0, self._at), len(self.paths))
 
-    @property
-    def passed_bytes(self) -> int:
-        """Of the inputs that remain, how many need not be read again, as far as names tell."""
-        left = {entry.path: entry for entry in self._left}
-        paths = {number: self._from_recipe(self.paths[number]) for number in self.remaining}
-        known = (self._entries.get(number) or left.get(path) for number, path in paths.items())
-        return sum(entry.offset for entry in known if entry)
+    def offset(self, number: int) -> int:
+        """How many bytes of an input that remains need not be read again, as far as its name tells."""
+        entry = self._entries.get(number) or next(iter(self._left.named(self._from_recipe(self.paths[number]))), None)
+        return entry.offset if entry else 0
 
     def numbers(self) -> Iterator[int]:
         """Of the inputs that remain, each in its turn; last the file within which an incremental run has ended, if it has
         got a name by then that is none of them. Raises CheckpointError when it is nowhere."""
-        number = self.remaining.start
-        while True:
-            while number < len(self.paths):
-                yield number
-                number += 1
-            unfinished = next((entry for entry in self._left if entry.is_unfinished), None)
-            if unfinished is None:
-                return
+        yield from self.remaining
+        while unfinished := next((entry for entry in self._left if entry.is_unfinished), None):
             self.paths.append(self._whereabouts(unfinished))
+            yield len(self.paths) - 1
+            if unfinished in self._left:
+                raise _gone(unfinished)
 
     def may_be_gone(self, number: int) -> bool:
         """Whether an input is not there and need not be: a glob has found it, for an incremental run."""
@@ -131,30 +129,68 @@ class Progress:
         if not self._keeps or fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
             self._opened[number] = Entry(path, None)
             return _start(known) if known else Start()
-        identity = identity_of(fd)
-        opened = Entry(path, identity)
         if self._incremental:
-            if self._seen.find(opened, fd):
-                return None
-            known = self._known(opened, fd) or known
-        if known and known.begun:
+            return self._start_of_new(number, path, fd, of_lines=of_lines)
+        if known:
             self._check(known, fd)
+        identity = (known and known.identity) or identity_of(fd)
+        limit = known.limit if known else identity.size
+        self._opened[number] = Entry(path, identity, limit=limit)
+        return _start(known) if known else Start(limit=limit)
+
+    def _start_of_new(self, number: int, path: str, fd: int, *, of_lines: bool) -> Start | None:
+        identity = identity_of(fd)
+        if self._seen.find(path, identity, fd):
+            return None
+        known = self._known(path, identity, fd) or self._entries.get(number)
+        if known and known.begun:
             limit = known.limit
-        elif self._incremental and of_lines and not is_compressed(os.pread(fd, 8, 0)):
+        elif of_lines and not is_compressed(os.pread(fd, 8, 0)):
             limit = whole_lines_end(fd, identity.size)
         else:
             limit = identity.size
-        self._opened[number] = opened._replace(limit=limit)
-        self._seen.add(opened)
+        self._opened[number] = Entry(path, identity, limit=limit)
+        self._seen.add(self._opened[number])
         if known is None:
             return Start(limit=limit)
         self._entries[number] = known._replace(path=path, identity=identity, age=0)
         return _start(known)._replace(limit=limit) if known.begun or known.limit != limit else None
 
+    def _known(self, path: str, identity: Identity, fd: int) -> Entry | None:
+        """What is known of a file from before, if anything is."""
+        known = self._left.find(path, identity, fd)
+        if known:
+            self._left.remove(known)
+            if known.path != path:
+                self._log("info", "input_renamed", path=path, before=known.path)
+            elif known.begun:
+                self._check(known, fd)
+        for entry in self._left.named(path):
+            assert entry.identity
+            if known is None and change(entry.identity, fd) == "cut short":
+                raise CheckpointError(
+                    f"{path} is shorter than it was when it was read",
+                    where=path,
+                    hint="bring back what it was; or give it another name, by which it is read from its start",
+                )
+            if known is None:
+                self._log("warning", "input_replaced", path=path, read_before=entry.offset or entry.rows)
+            if entry.is_unfinished:
+                self._whereabouts(entry)
+        return known
+
+    def _whereabouts(self, entry: Entry) -> str:
+        """The path of a file that was begun. Raises CheckpointError when it has none."""
+        with suppress(InputMissingError):
+            for path in expand(tuple(self._given), self._base_dir):
+                if self._left.is_at(entry, self._from_recipe(path)):
+                    return path
+        raise _gone(entry)
+
     def passed(self, place: Place, line: int) -> None:
         """A part was worked on; the next line of its input is `line`."""
         self._entries[place.input] = self._opened[place.input]._replace(
-            offset=place.offset, line=line, rows=place.rows, digest=place.digest
+            offset=place.offset, line=line, rows=place.rows, digest=place.digest, begun=True
         )
         self._at = place.input
 
@@ -175,46 +211,14 @@ class Progress:
         base = next(filter(path.startswith, self._bases), "")
         return path.removeprefix(base)
 
-    def _still_known(self, since: State | None) -> Iterator[Entry]:
-        """Of what was read before the last run had finished. What is not there now may turn up again: it may be renamed at
-        this moment."""
-        here = set(map(self._from_recipe, self.paths))
-        inodes = set(map(_inode_of, self.paths))
-        for entry in map(_entry, [*since["inputs"].values(), *since["left"]] if since else ()):
-            left_out = entry.path not in here and os.path.exists(located(entry.path, self._base_dir))
-            is_there = left_out or (entry.identity and entry.identity.inode in inodes)
-            if is_there or entry.age < KEPT_RUNS:
-                yield entry._replace(begun=False, age=entry.age + (not left_out))
-
-    def _known(self, opened: Entry, fd: int) -> Entry | None:
-        """What is known of a file from before, if anything is."""
-        known = self._left.find(opened, fd)
-        if known:
-            self._left.remove(known)
-            if known.path != opened.path:
-                self._log("info", "input_renamed", path=opened.path, before=known.path)
-        for entry in self._left.named(opened.path):
-            self._log("warning", "input_replaced", path=opened.path, read_before=entry.offset or entry.rows)
-            if entry.is_unfinished:
-                self._whereabouts(entry)
-        return known
-
-    def _whereabouts(self, entry: Entry) -> str:
-        """The path of a file that was begun. Raises CheckpointError when it has none."""
-        with suppress(InputMissingError):
-            for path in expand(tuple(self._given), self._base_dir):
-                if self._left.is_at(entry, self._from_recipe(path)):
-                    return path
-        raise another(entry.path, "was replaced")
-
     def _check_done(self) -> None:
         """A file that was read entirely must still be what it was: else the result would be of two different inputs."""
         for number, entry in self._entries.items():
             if number < self._at and entry.identity and entry.path != STDIN:
                 try:
-                    fd = os.open(located(entry.path, self._base_dir), os.O_RDONLY | os.O_CLOEXEC)
+                    fd = os.open(located(entry.path, self._base_dir), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 except OSError as error:
-                    raise another(entry.path, f"cannot be opened ({error.strerror})") from None
+                    raise _another(entry.path, f"cannot be opened ({error.strerror})") from None
                 try:
                     self._check(entry, fd)
                 finally:
@@ -222,11 +226,17 @@ class Progress:
 
     def _check(self, entry: Entry, fd: int) -> None:
         if entry.identity and (what := change(entry.identity, fd)):
-            raise another(entry.path, f"was {what}")
+            raise _another(entry.path, f"was {what}")
 
 
 def _start(entry: Entry) -> Start:
     return Start(entry.offset, entry.line, entry.rows, entry.digest, entry.limit)
+
+
+def _entries_of(since: State | None) -> Iterator[Entry]:
+    """Of a run that has finished."""
+    for values in (*since["inputs"].values(), *since["left"]) if since else ():
+        yield _entry(values)._replace(begun=False)
 
 
 def _entry(values: Sequence[Any]) -> Entry:
@@ -234,7 +244,20 @@ def _entry(values: Sequence[Any]) -> Entry:
     return Entry(path, Identity(*identity) if identity else None, *rest)
 
 
-def _inode_of(path: str) -> int | None:
-    with suppress(OSError):
-        return os.stat(path).st_ino
-    return None
+_AGAIN = "--fresh begins again: from the start, or of an incremental run where the last finished one was"
+
+
+def _another(path: str, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} {what} since it was read",
+        where=path,
+        hint=f"the result would be of two different inputs; {_AGAIN}",
+    )
+
+
+def _gone(entry: Entry) -> CheckpointError:
+    return CheckpointError(
+        f"{entry.path}, which the run was within when it ended, is no longer there, by no name",
+        where=entry.path,
+        hint=f"bring it back; or {_AGAIN}",
+    )

@@ -61,8 +61,11 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         self._paths = self._progress.paths
         # Missing files are found before anything is read or created.
         for number in self._progress.remaining:
-            if not self._progress.may_be_gone(number):
+            try:
                 check_input(self._paths[number])
+            except InputMissingError:
+                if not self._progress.may_be_gone(number):
+                    raise
         self._stream: Input | None = None
         self._extents = ExtentReader()
         ctx.resources.callback(self._extents.close)
@@ -167,8 +170,13 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         return sum(size_of(path) or 0 for path in self._paths)
 
     def left(self) -> int | None:
-        sizes = [size_of(self._paths[number]) for number in self._progress.remaining]
-        return None if None in sizes else sum(filter(None, sizes)) - self._progress.passed_bytes
+        left = 0
+        for number in self._progress.remaining:
+            size = size_of(self._paths[number])
+            if size is None:
+                return None
+            left += max(0, size - self._progress.offset(number))
+        return left
 
     def ready(self) -> bool:
         return self._stream is None or self._stream.wait(0)

@@ -39,6 +39,14 @@ def new(log: Work) -> list[bytes]:
     return log.output[len(before) :].splitlines(keepends=True)
 
 
+def killed(log: Work, checkpoint: int) -> None:
+    """A run in parts of three records, at one of its checkpoints."""
+    log.write(checkpoint={"dir": "state", "every": "0s"})
+    command = [sys.executable, SPLIT_ETL, "run", "recipe.yaml"]
+    done = subprocess.run(command, cwd=log.directory, env=environment(ETL_TEST_KILL=str(checkpoint)), check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
 def test_new_files_and_new_lines(log: Work) -> None:
     one, two = log.directory / "in" / "one.ndjson", log.directory / "in" / "two.ndjson"
     assert new(log) == LINES[:10]
@@ -100,9 +108,7 @@ def test_what_was_read_is_known_even_if_a_run_dies_at_its_beginning(log: Work) -
     """And the recipe is another then."""
     assert new(log) == LINES[:10]
     (log.directory / "in" / "two.ndjson").write_bytes(LINES[10])
-    command = [sys.executable, SPLIT_ETL, "run", "recipe.yaml"]
-    killed = subprocess.run(command, cwd=log.directory, env=environment(ETL_TEST_KILL="1"), check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed(log, 1)
     log.write(steps=[{"uses": "filter", "with": {"expr": "id >= 0"}}])
     log.run()
     assert log.output == b"".join(LINES[:11])
@@ -168,9 +174,7 @@ def test_rotated_while_an_unfinished_run_had_not_come_to_it(log: Work, names: li
     old = len(new(log))
     with open(directory / "one.ndjson", "ab") as file:
         file.write(b"".join(LINES[100:200]))
-    command = [sys.executable, SPLIT_ETL, "run", "recipe.yaml"]
-    killed = subprocess.run(command, cwd=log.directory, env=environment(ETL_TEST_KILL="3"), check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed(log, 3)
     for name in sorted(names, reverse=True):
         (directory / name).rename(directory / (f"z.{int(name[2:]) + 1}" if name != "z" else "z.1"))
     (directory / "z").write_bytes(b"".join(LINES[40:45]))
@@ -193,13 +197,6 @@ def test_small_files_that_begin_alike(log: Work) -> None:
     with open(one, "ab") as file:
         file.write(LINES[2])
     assert new(log) == LINES[2:3]
-
-
-def killed(log: Work, checkpoint: int) -> None:
-    """A run in parts of three records, at one of its checkpoints."""
-    log.write(checkpoint={"dir": "state", "every": "0s"})
-    command, environ = [sys.executable, SPLIT_ETL, "run", "recipe.yaml"], environment(ETL_TEST_KILL=str(checkpoint))
-    assert subprocess.run(command, cwd=log.directory, env=environ, check=False).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("paths", [["in/*"], ["in/one.ndjson.*", "in/*"]])
@@ -231,7 +228,7 @@ def test_a_file_that_an_unfinished_run_was_within_is_missed(log: Work) -> None:
         if content:
             (log.directory / "in" / "one.ndjson").write_bytes(content)
         done = log.run()
-        assert (done.returncode, b"in/one.ndjson was replaced since it was read" in done.stderr) == (78, True)
+        assert (done.returncode, b"in/one.ndjson, which the run was within" in done.stderr) == (78, True)
     done = log.run("--fresh")
     assert (done.returncode, log.output) == (0, LINES[30] + LINES[20])
 
