@@ -31,8 +31,8 @@ keys (--by is by, --max-line is max_line). Paths in it are relative to the recip
 was good, and only then.
 
 With checkpoint.dir a run that is interrupted, killed or fails can be gone on with: the next `etl run` does so by itself,
-and publishes the same bytes as one that was never stopped. INT and TERM then take a last checkpoint first; a second one
-ends the run at once. See `etl checkpoint`.
+and publishes the same bytes as one that was never stopped. INT, TERM and --timeout then take a last checkpoint first; the
+run ends without it when a second signal comes, or when it is not there within 30 s. See `etl checkpoint`.
 
 A cron job that may take longer than the time to the next one wants --on-overlap, and one that may hang --timeout.
 

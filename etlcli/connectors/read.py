@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from etlcli.registry import FORMATS
 
 _OF_LINES = ("ndjson", "csv", "tsv")
 """Formats in which what follows the last newline may be the beginning of a record."""
+
+_HELD = 16
+"""So many inputs are left open behind the one that is read, since their names may go to others meanwhile."""
 
 
 class Read(Source):
@@ -69,6 +73,9 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         self._stream: Input | None = None
         self._extents = ExtentReader()
         ctx.resources.callback(self._extents.close)
+        self._held: deque[InputStream] = deque()
+        """The last that extents were told of: who reads those may need it open."""
+        ctx.resources.callback(self._let_go, 0)
         self._reached: dict[int, _Reached] = {}
         """For the input that is read, and those that are read ahead of it."""
         self._rests = True
@@ -92,6 +99,7 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
                     continue
                 first = self._first_bytes(stream, path) if format == "ndjson" else None
                 if first is not None and isinstance(stream, InputStream):
+                    self._held.append(stream)
                     skipped = without_bom(first, stream.path, self.ctx.log)
                     rest = start.offset, start.limit
                     for extent in extents_of(stream, path, first, skipped, *rest, scale=lambda: self.ctx.scale):
@@ -103,7 +111,9 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
                     yield from self._read(limited, format, number, start)
             finally:
                 self._stream = None
-                stream.close()
+                if stream not in self._held:
+                    stream.close()
+                self._let_go(_HELD)
 
     def prepare(self, part: _Part) -> Prepared:
         project = self.ctx.project
@@ -213,6 +223,10 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         return Prepared(
             Batch.of_lines([]), [Reject(code, [{"message": message}], chunk[:-1], (span, 0), 0)], extra=read
         )
+
+    def _let_go(self, most: int) -> None:
+        while len(self._held) > most:
+            self._held.popleft().close()
 
     def _count(self, size: int) -> None:
         self.ctx.count.effort.bytes_in += size

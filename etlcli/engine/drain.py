@@ -4,6 +4,9 @@ While a part of the input is being worked on, the first of them is only noted; a
 been taken, its own handler is called. Between two parts, as when the run waits for input, it is called at once, and so is
 that of a second signal, but for SIGHUP: a terminal that goes away may send several. A run that does not keep order is
 between two parts only where nothing was done ahead of its turn.
+
+A run may never come to a barrier: who reads its output stands still, or a command does not answer. So it is not waited for
+longer than a while; the run ends then as by a second signal, and another goes on from the checkpoint before.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from typing import Any
 
 from etlcli.io.signals import ENDING
 
+_LONGEST_WAIT = 30.0
+"""Seconds. Service managers wait a little longer before they kill."""
+
 
 class Drain:
     def __init__(self) -> None:
@@ -23,6 +29,9 @@ class Drain:
         self._deferring = False
         self._at_barrier: Callable[[], bool]
         self._pending: Callable[[], object] | None = None
+        self._alarm: Any = signal.SIG_DFL
+        self.has_waited = False
+        """Whether the signal could wait no longer."""
 
     @property
     def asked(self) -> bool:
@@ -31,8 +40,9 @@ class Drain:
 
     def deliver(self) -> None:
         """Calls the handler of the signal that waits, which raises."""
-        pending, self._pending = self._pending, None
+        pending = self._pending
         if pending:
+            self._forget()
             pending()
 
     @contextmanager
@@ -56,6 +66,8 @@ class Drain:
         try:
             yield
         finally:
+            if self._pending:
+                self._forget()
             self._restore()
 
     def _restore(self, *but: signal.Signals) -> None:
@@ -70,4 +82,19 @@ class Drain:
             return
         if self._pending is None:
             self._pending = lambda: handler(number, None)
-        self._restore(signal.SIGHUP)
+            self._restore(signal.SIGHUP)
+            self._limit(self._pending)
+
+    def _limit(self, end: Callable[[], object]) -> None:
+        def over(number: int, frame: FrameType | None) -> None:
+            self.has_waited = True
+            end()
+
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+        self._alarm = signal.signal(signal.SIGALRM, over)
+        signal.setitimer(signal.ITIMER_REAL, min(left or _LONGEST_WAIT, _LONGEST_WAIT))
+
+    def _forget(self) -> None:
+        self._pending = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._alarm)

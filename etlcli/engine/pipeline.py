@@ -180,7 +180,7 @@ class Pipeline:
         try:
             yield from results
         except (Interrupted, TimedOut):
-            if head.is_level:
+            if head.is_level and not self._drain.has_waited:
                 with self._drain.deferred():
                     self._take_checkpoint(plan)
             raise

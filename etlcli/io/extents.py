@@ -29,6 +29,8 @@ class Extent(NamedTuple):
     """The path as it is shown."""
     file: tuple[int, int]
     """Device and inode."""
+    open: str
+    """A path to it for as long as the process that told the extent has it open, whatever becomes of its name (Linux)."""
     first: int
     """Where the file's first line begins."""
     start: int
@@ -79,11 +81,11 @@ def extents_of(
     # Short lines are many objects: smaller extents, so that memory does not depend on what a line is.
     lines = max(1, start.count(b"\n"))
     block = max(1, min(PART, len(start) * _LINES // lines))
-    file = status.st_dev, status.st_ino
+    file, held = (status.st_dev, status.st_ino), f"/proc/{os.getpid()}/fd/{stream.fd}"
     at = max(first, behind)
     while at < limit:
         end = min(at + block * scale(), limit)
-        yield Extent(path, stream.path, file, first, at, end, limit, block)
+        yield Extent(path, stream.path, file, held, first, at, end, limit, block)
         at = end
     os.lseek(stream.fd, limit, os.SEEK_SET)  # who has stdin next goes on behind it
 
@@ -139,20 +141,27 @@ class ExtentReader:
     def close(self) -> None:
         if self._fd > 0:
             os.close(self._fd)
-        self._fd = -1
+        self._fd, self._file = -1, None
 
     def _open(self, extent: Extent) -> None:
         if self._file == extent.file:
             return
+        failure: OSError | None = None
+        for path in (extent.path, extent.open):  # the name may have gone to another: files are rotated
+            self.close()
+            try:
+                self._fd = 0 if path == STDIN else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                status = os.fstat(self._fd)
+            except OSError as error:
+                failure = failure or error
+                continue
+            self._file = status.st_dev, status.st_ino
+            if self._file == extent.file:
+                return
         self.close()
-        try:
-            self._fd = 0 if extent.path == STDIN else os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
-            status = os.fstat(self._fd)
-        except OSError as error:
-            raise InputOutputError(f"cannot read {extent.name}: {error.strerror}", where=extent.name) from error
-        self._file = status.st_dev, status.st_ino
-        if self._file != extent.file:
-            raise _changed(extent.name, "replaced")
+        if failure:
+            raise InputOutputError(f"cannot read {extent.name}: {failure.strerror}", where=extent.name) from failure
+        raise _changed(extent.name, "replaced")
 
     def _bytes(self, extent: Extent, start: int, end: int) -> bytes:
         data = _pread(self._fd, end - start, start, extent.name)

@@ -92,8 +92,9 @@ class InputStream:
         return b"".join(blocks)
 
     def close(self) -> None:
-        if self.fd != 0:
+        if self.fd > 0:
             os.close(self.fd)
+            self.fd = -1
 
 
 class Prefixed:

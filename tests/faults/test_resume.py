@@ -7,13 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, run_etl
-from resuming import LINES, SLOW, Work, until
+from conftest import Run, environment, run_etl
+from resuming import LINES, SLOW, SPLIT_ETL, Work, until
 
 SORTED = b"".join(sorted(LINES, key=lambda line: json.loads(line)["n"]))
 
@@ -101,6 +102,58 @@ def test_timeout(slow: Work) -> None:
     assert slow.read() > 0
     assert slow.run().returncode == 0
     assert slow.output == SORTED
+
+
+PIPE = {"uses": "write", "with": {"path": "fifo"}}
+
+
+@pytest.mark.parametrize("end", ["signal", "timeout"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sink": PIPE},
+        {"sinks": [PIPE, {"id": "other", "uses": "write", "with": {"path": "out.ndjson"}}]},
+        {
+            "steps": [{"uses": "filter", "with": {"expr": "id > k"}, "on_error": {"then": "quarantine"}}],
+            "errors": {"quarantine": "fifo"},
+        },
+        {"steps": [{"uses": "retry-wrap", "with": {"command": ["sh", "-c", "[ -e go ] || sleep 60; cat"]}}]},
+    ],
+)
+def test_a_run_that_comes_to_no_barrier(work: Work, changes: dict[str, Any], end: str) -> None:
+    """Nobody reads its pipe, or a command does not answer: it ends all the same, and goes on when they do."""
+    lines = LINES * 10
+    (work.directory / "in" / "one.ndjson").write_bytes(b"".join(lines))
+    os.mkfifo(work.directory / "fifo")
+    if "sinks" in changes:
+        del work.recipe["sink"]
+    work.write(**{"steps": [], **changes})
+    stuck = os.open(work.directory / "fifo", os.O_RDWR)
+    options = ["--timeout", "1s"] if end == "timeout" else []
+    process = subprocess.Popen(
+        [sys.executable, SPLIT_ETL, "run", "recipe.yaml", *options], cwd=work.directory, stderr=subprocess.PIPE,
+        env=environment(ETL_TEST_WAIT="0.5", ETL_TEST_PART="500000"),
+    )  # fmt: skip
+    until(lambda: bool(work.shown()))
+    time.sleep(0.5)
+    if end == "signal":
+        process.terminate()
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == (75 if end == "timeout" else -signal.SIGTERM), stderr
+    os.close(stuck)
+    (work.directory / "go").touch()
+    with subprocess.Popen(["timeout", "30", "sh", "-c", "cat fifo > read"], cwd=work.directory) as reader:
+        done = work.run()
+        assert done.returncode == 0, done.stderr
+        if "retry-wrap" in str(changes):
+            reader.terminate()
+    read = (work.directory / "read").read_bytes()
+    if "sink" in changes or "sinks" in changes:
+        assert read == b"".join(lines)
+    if "errors" in changes:
+        assert read.count(b'"etl_quarantine"') == len(lines)
+    elif "sink" not in changes:
+        assert work.output == b"".join(lines)
 
 
 def test_several_workers(slow: Work) -> None:
