@@ -1,8 +1,8 @@
 """Files that were read before, and which of them one is that was opened now, whatever it is called by now.
 
 A file is the one of its name if the last run has found that, too, and it begins as it did. Else it is one that was renamed,
-if it has its inode; or one that was copied, if it has its first 64 KiB, which no other file has, and its name has gone to
-another. Of an empty file nothing is known.
+if it has its inode; or one that was copied, if it begins with its first 64 KiB and goes on with its last 4 KiB where that
+ended, and its name has gone to another. Of an empty file nothing is known.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from etlcli.io.identity import Identity, change
+from etlcli.io.identity import Identity, change, has_its_end
 from etlcli.io.inputs import STDIN, located
 
 _KEPT_RUNS = 2
@@ -119,7 +119,8 @@ class KnownFiles:
             return True
         if what is None and entry.identity.inode == os.fstat(fd).st_ino:
             return True
-        return entry.identity.is_telling and (entry.path == path or not self.is_at(entry, entry.path))
+        alike = entry.identity.is_telling and has_its_end(entry.identity, fd)
+        return alike and (entry.path == path or not self.is_at(entry, entry.path))
 
 
 def _keys(path: str, identity: Identity) -> list[tuple[str, str | int]]:

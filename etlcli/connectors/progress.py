@@ -26,6 +26,11 @@ from etlcli.io.identity import Identity, change, identity_of, whole_lines_end
 from etlcli.io.inputs import STDIN, Input, InputStream, expand, is_url, located
 from etlcli.io.masking import masked
 
+BEGIN_AGAIN = (
+    "--fresh begins again from the start; of an incremental run, where the last one that finished was, and only etl "
+    "checkpoint reset from the start"
+)
+
 
 class Place(NamedTuple):
     """How far an input was read at the end of a part of it."""
@@ -72,18 +77,18 @@ class Progress:
         self._left = KnownFiles(base_dir)
         """Those that were read before, as long as no input is known to be one of them."""
         self._at = -1
-        self._incremental = False
+        self.is_incremental = False
         if state and "since" not in state:
             urls = {masked(path): path for path in given if is_url(path)}
             self.paths = [urls.get(path) or located(path, base_dir) for path in state["paths"]]
             self._at = state["at"]
-            self._incremental = state["incremental"]
+            self.is_incremental = state["incremental"]
             self._entries = {int(number): _entry(values) for number, values in state["inputs"].items()}
             for number, entry in self._entries.items():
                 # Of what is ahead a run may have been gone on with that had ended within it.
                 begun = number == self._at if len(state["inputs"][str(number)]) < len(entry) else entry.begun
                 self._entries[number] = entry._replace(begun=begun and number >= self._at)
-            if self._incremental:
+            if self.is_incremental:
                 self._left = KnownFiles(base_dir, [*self._entries.values(), *map(_entry, state["left"])])
                 at = self._entries.get(self._at)
                 self._entries = {self._at: at} if at and not at.identity else {}
@@ -91,7 +96,7 @@ class Progress:
         else:
             self.paths = expand(tuple(given), base_dir)
             if state:
-                self._incremental = True
+                self.is_incremental = True
                 before = KnownFiles(base_dir, _entries_of(state["since"]))
                 self._left = before.older(list(map(self._from_recipe, self.paths)))
 
@@ -119,7 +124,7 @@ class Progress:
         """Whether an input is not there and need not be: a glob has found it, for an incremental run."""
         path, named = self.paths[number], (located(path, self._base_dir) for path in self._given)
         is_named = self._from_recipe(path) in map(self._from_recipe, named)
-        return self._incremental and not is_named and not os.path.lexists(path)
+        return self.is_incremental and not is_named and not os.path.lexists(path)
 
     def start(self, number: int, stream: Input, *, of_lines: bool) -> Start | None:
         """Where to begin in an input that was opened; None if there is nothing new in it. Where it consists of lines, an
@@ -129,7 +134,7 @@ class Progress:
         if not self._keeps or fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
             self._opened[number] = Entry(path, None)
             return _start(known) if known else Start()
-        if self._incremental:
+        if self.is_incremental:
             return self._start_of_new(number, path, fd, of_lines=of_lines)
         if known:
             self._check(known, fd)
@@ -198,7 +203,7 @@ class Progress:
         return {
             "paths": list(map(self._from_recipe, self.paths)),
             "at": self._at,
-            "incremental": self._incremental,
+            "incremental": self.is_incremental,
             "inputs": {str(number): list(entry) for number, entry in self._entries.items()},
             "left": list(self._left),
         }
@@ -244,14 +249,11 @@ def _entry(values: Sequence[Any]) -> Entry:
     return Entry(path, Identity(*identity) if identity else None, *rest)
 
 
-_AGAIN = "--fresh begins again: from the start, or of an incremental run where the last finished one was"
-
-
 def _another(path: str, what: str) -> CheckpointError:
     return CheckpointError(
         f"{path} {what} since it was read",
         where=path,
-        hint=f"the result would be of two different inputs; {_AGAIN}",
+        hint=f"the result would be of two different inputs; {BEGIN_AGAIN}",
     )
 
 
@@ -259,5 +261,5 @@ def _gone(entry: Entry) -> CheckpointError:
     return CheckpointError(
         f"{entry.path}, which the run was within when it ended, is no longer there, by no name",
         where=entry.path,
-        hint=f"bring it back; or {_AGAIN}",
+        hint=f"bring it back; or {BEGIN_AGAIN}",
     )

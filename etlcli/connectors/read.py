@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from etlcli.connectors.progress import Place, Progress, Start
+from etlcli.connectors.progress import BEGIN_AGAIN, Place, Progress, Start
 from etlcli.core import params
 from etlcli.core.batch import Batch, Reject, Span, whole_lines_of
 from etlcli.core.intake import DEFAULT_MAX_LINE, parse, too_long
@@ -240,7 +240,8 @@ that is cut short is an error. Credentials (https://USER:PASSWORD@HOST/PATH) are
         return format_of(stream.name, stream.media_type) if self.params.format == "auto" else self.params.format
 
     def _read(self, stream: Input, format: str, number: int, start: Start) -> Iterator[_Part | Prepared]:
-        options = ReadOptions(format, stream.path, self.ctx.log, self.params.types, self.params.max_line)
+        grows = self._progress.is_incremental and start.limit is not None
+        options = ReadOptions(format, stream.path, self.ctx.log, self.params.types, self.params.max_line, grows)
         content = opened(stream)
         reader: Reader = module(options.name).Reader(content, options)
         rows = _Rows(start, stream.path) if self.ctx.files.keeps else None
@@ -335,11 +336,7 @@ class _Rows:
             raise self._another(f"ends after {self.count} records, and {self._before} were read before")
 
     def _another(self, how: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self._path} {how}",
-            where=self._path,
-            hint="--fresh (etl checkpoint reset) begins again from the start",
-        )
+        return CheckpointError(f"{self._path} {how}", where=self._path, hint=BEGIN_AGAIN)
 
 
 def _stretch(part: RawChunk, lines: list[bytes], start: int, end: int) -> RawChunk:

@@ -46,6 +46,8 @@ class ReadOptions(NamedTuple):
     log: Callable[..., None]
     types: str = "infer"
     max_line: int = 16 << 20
+    grows: bool = False
+    """What comes last may be only the beginning of a record: it is left for another time, with a warning."""
 
 
 class Reader(Protocol):

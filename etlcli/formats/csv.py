@@ -86,10 +86,19 @@ class Reader:
                 yield converted
             else:
                 held = yield from self._convert_rows(raw, final=False)
+        final = not self._options.grows
         if held is not None and not self._template:
-            held = self._without_header(held, final=True)
+            rest = self._without_header(held, final=final)
+            if rest is None:
+                self._leave(held)
+            held = rest
         if held is not None:
-            yield from self._convert_rows(held, final=True)
+            rest = yield from self._convert_rows(held, final=final)
+            if rest is not None:
+                self._leave(rest)
+
+    def _leave(self, begun: RawChunk) -> None:
+        self._options.log("warning", "record_unfinished", path=self._options.path, line=begun.span.line)
 
     def _without_header(self, raw: RawChunk, *, final: bool) -> RawChunk | None:
         """The chunk behind the header, which is taken in; None if the header is not complete yet."""

@@ -10,6 +10,7 @@ import os
 from typing import NamedTuple
 
 _HEAD = 64 << 10
+_TAIL = 4 << 10
 _BLOCK = 1 << 16
 
 
@@ -20,6 +21,8 @@ class Identity(NamedTuple):
     head: str
     """Digest of the first `head_size` bytes."""
     inode: int
+    tail: str = ""
+    """Digest of the last 4 KiB of its `size`."""
 
     @property
     def is_telling(self) -> bool:
@@ -30,17 +33,23 @@ class Identity(NamedTuple):
 def identity_of(fd: int) -> Identity:
     status = os.fstat(fd)
     size = min(status.st_size, _HEAD)
-    return Identity(status.st_size, status.st_mtime_ns, size, _digest(fd, size), status.st_ino)
+    head, tail = _digest(fd, 0, size), _digest(fd, max(0, status.st_size - _TAIL), status.st_size)
+    return Identity(status.st_size, status.st_mtime_ns, size, head, status.st_ino, tail)
 
 
 def change(before: Identity, fd: int) -> str | None:
     """What has happened to a file since, as a participle; None if nothing, or if it has only grown."""
     status = os.fstat(fd)
-    if status.st_size < before.head_size or _digest(fd, before.head_size) != before.head:
+    if status.st_size < before.head_size or _digest(fd, 0, before.head_size) != before.head:
         return "replaced"
     if status.st_size < before.size:
         return "cut short"
     return "changed" if status.st_size == before.size and status.st_mtime_ns != before.mtime_ns else None
+
+
+def has_its_end(before: Identity, fd: int) -> bool:
+    """Whether a file that begins as another did has the same where that ended: two may have a long beginning in common."""
+    return _digest(fd, max(0, before.size - _TAIL), before.size) == before.tail
 
 
 def whole_lines_end(fd: int, size: int) -> int:
@@ -54,12 +63,12 @@ def whole_lines_end(fd: int, size: int) -> int:
     return 0
 
 
-def _digest(fd: int, size: int) -> str:
+def _digest(fd: int, start: int, end: int) -> str:
     from hashlib import blake2b  # slow to import, and for checkpoints only
 
     digest = blake2b(digest_size=16)
-    at = 0
-    while at < size and (block := os.pread(fd, size - at, at)):
+    at = start
+    while at < end and (block := os.pread(fd, end - at, at)):
         digest.update(block)
         at += len(block)
     return digest.hexdigest()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -39,11 +41,12 @@ def new(log: Work) -> list[bytes]:
     return log.output[len(before) :].splitlines(keepends=True)
 
 
-def killed(log: Work, checkpoint: int) -> None:
-    """A run in parts of three records, at one of its checkpoints."""
+def killed(log: Work, checkpoint: int, part: int = 100) -> None:
+    """A run in small parts, at one of its checkpoints."""
     log.write(checkpoint={"dir": "state", "every": "0s"})
-    command = [sys.executable, SPLIT_ETL, "run", "recipe.yaml"]
-    done = subprocess.run(command, cwd=log.directory, env=environment(ETL_TEST_KILL=str(checkpoint)), check=False)
+    command, environ = [sys.executable, SPLIT_ETL, "run", "recipe.yaml"], {"ETL_TEST_PART": str(part)}
+    environ |= {"ETL_TEST_KILL": str(checkpoint)}
+    done = subprocess.run(command, cwd=log.directory, env=environment(**environ), check=False)
     assert done.returncode == -signal.SIGKILL
 
 
@@ -268,6 +271,73 @@ def test_away_for_a_run(log: Work) -> None:
     assert new(log) == []
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_a_row_that_is_only_begun_is_left_for_the_next_run(log: Work, name: str) -> None:
+    table = log.directory / "in" / name
+    log.write(source={"uses": "read", "with": {"paths": ["in/t*"]}, "incremental": True, "on_error": {"then": "skip"}})
+    pieces = [b'id,"a\n', b'b"\n1,x\n2,"y\n', b"", b'y"\n3,"z', b'"\n']
+    lines = [[], [b'{"id":1,"a\\nb":"x"}\n'], [], [b'{"id":2,"a\\nb":"y\\ny"}\n'], [b'{"id":3,"a\\nb":"z"}\n']]
+    for piece, expected, unfinished in zip(pieces, lines, [True, True, False, ".gz" in name, False], strict=True):
+        with table.open("ab") as file:
+            file.write(gzip.compress(piece) if piece and name.endswith("gz") else piece)
+        before = log.output if (log.directory / "out.ndjson").exists() else b""
+        done = log.run()
+        assert (done.returncode, b"record_unfinished" in done.stderr) == (0, unfinished), done.stderr
+        assert log.output[len(before) :].splitlines(keepends=True) == expected
+
+
+def test_equal_files_one_of_which_an_unfinished_run_was_within(log: Work) -> None:
+    """Nobody can tell that the other is not it, but the other was read itself."""
+    content = b"".join(LINES)
+    one, two = log.directory / "in" / "one.ndjson", log.directory / "in" / "two.ndjson"
+    one.write_bytes(content)
+    two.write_bytes(content)
+    killed(log, 4, part=60_000)
+    two.unlink()
+    done = log.run()
+    assert (done.returncode, b"in/two.ndjson, which the run was within" in done.stderr) == (78, True)
+
+
+def test_what_was_read_to_its_end_may_go(log: Work) -> None:
+    """Also if nothing of it was new when the run was gone on with."""
+    for name in ("a.csv", "b.csv", "c.csv"):
+        (log.directory / "in" / name).write_text(f"id\n{name}\n")
+    killed(log, 2)
+    killed(log, 1)
+    (log.directory / "in" / "a.csv").unlink()
+    assert new(log)[:3] == [b'{"id":"a.csv"}\n', b'{"id":"b.csv"}\n', b'{"id":"c.csv"}\n']
+
+
+def test_a_log_is_copied_and_cut_while_an_unfinished_run_was_within_it(log: Work) -> None:
+    one = log.directory / "in" / "one.ndjson"
+    one.write_bytes(b"".join(LINES))
+    killed(log, 2, part=60_000)
+    shutil.copy(one, f"{one}.1")
+    os.truncate(one, 0)
+    assert new(log) == LINES
+
+
+def test_a_file_that_was_cut_short_is_refused(log: Work) -> None:
+    """What it has by now was read, and may be another's."""
+    one = log.directory / "in" / "one.ndjson"
+    one.write_bytes(b"".join(LINES))
+    assert new(log) == LINES
+    os.truncate(one, 70_000)
+    for options in ([], ["--fresh"]):
+        done = log.run(*options)
+        assert (done.returncode, b"in/one.ndjson is shorter than it was" in done.stderr) == (78, True)
+    one.rename(log.directory / "in" / "other")
+    assert new(log) == []  # of the inputs that the refused run had found
+    assert new(log) == LINES[: b"".join(LINES)[:70_000].count(b"\n")]
+
+
+def test_a_warning_comes_once(log: Work) -> None:
+    one = log.directory / "in" / "one.ndjson"
+    assert new(log) == LINES[:10]
+    one.write_bytes(LINES[20])
+    assert [b"input_replaced" in log.run().stderr for _ in range(4)] == [True, False, False, False]
+
+
 def test_a_file_that_was_deleted_and_made_again(log: Work) -> None:
     """As it was, while another has its inode."""
     one, two = log.directory / "in" / "one.ndjson", log.directory / "in" / "two.ndjson"
@@ -296,6 +366,7 @@ class Days:
         self.random = Random(seed)
         self.count = 0
         self.rotations = self.renamed = 0
+        self.large: int | None = None
         for name in ("chunks", "done", "moves"):
             (work.directory / name).mkdir()
         (work.directory / "in" / "one.ndjson").unlink()
@@ -367,6 +438,8 @@ class Days:
                 if self.random.random() < 0.2:
                     (self.work.directory / "moves" / str(number)).write_text(self.move())
             environ = {"ETL_TEST_PART": "8000", "ETL_TEST_OPEN": "moves"}
+            if self.random.random() < 0.4:
+                environ["ETL_TEST_WORKERS"] = "2"
             if killed:
                 environ["ETL_TEST_KILL"] = str(self.random.randint(1, 12))
             command = [sys.executable, SPLIT_ETL, "run", "recipe.yaml"]
@@ -377,6 +450,8 @@ class Days:
                 return
             assert (done.returncode, killed) == (-signal.SIGKILL, True), done.stderr
             killed = self.random.random() < 0.3
+            if self.random.random() < 0.2:
+                self.copytruncate()
             self.moves(3)
 
     def day(self) -> None:
@@ -384,13 +459,25 @@ class Days:
         if self.random.random() < 0.3:
             done = self.work.run()
             assert done.returncode == 0, done.stderr
-            if (self.work.directory / "in" / "app.log").exists():
+            self.large = self.large_log()
+            if self.random.random() < 0.5:
                 self.copytruncate()
+            read = sorted((self.work.directory / "in").glob("x*"))
+            for path in read[1:]:
+                if self.random.random() < 0.4:
+                    path.unlink()
         self.run()
 
+    def large_log(self) -> int | None:
+        """The inode of app.log, if there is so much of it that a copy is known by it."""
+        with suppress(FileNotFoundError):
+            status = (self.work.directory / "in" / "app.log").stat()
+            return status.st_ino if status.st_size > 64 << 10 else None
+        return None
+
     def copytruncate(self) -> None:
-        """Of what a run has seen so much of that the copy is known by it."""
-        if (self.work.directory / "in" / "app.log").stat().st_size > 64 << 10:
+        if self.large and self.large == self.large_log():
+            self.large = None
             self.do(self.rotate("app.log", copied=True))
 
     def missing_and_doubled(self) -> tuple[list[int], list[int]]:

@@ -13,7 +13,8 @@ import pytest
 from etlcli.connectors.known import Entry, KnownFiles
 from etlcli.io.identity import identity_of
 
-SMALL, LARGE = b"small\n" * 10, b"large\n" * 20_000
+SMALL = b"small\n" * 10
+LARGE = b"".join(b"%d\n" % number for number in range(20_000))
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +107,17 @@ def test_by_its_beginning(age: int) -> None:
     assert found(known, "b") == "a"
     os.truncate("b", len(LARGE) - 1)
     assert found(known, "b") is None
+
+
+def test_by_its_beginning_and_its_end() -> None:
+    """Today's export may begin as yesterday's, which is gone."""
+    Path("a").write_bytes(LARGE)
+    known = KnownFiles("", [entry_of("a")])
+    os.unlink("a")
+    Path("b").write_bytes(LARGE[:80_000] + b"other\n" + LARGE[80_000:])
+    assert found(known, "b") is None
+    Path("b").write_bytes(LARGE + b"more\n")
+    assert found(known, "b") == "a"
 
 
 def test_small_files_that_are_equal() -> None:
