@@ -83,10 +83,10 @@ class Progress:
             self.paths = [urls.get(path) or located(path, base_dir) for path in state["paths"]]
             self._at = state["at"]
             self.is_incremental = state["incremental"]
-            self._entries = {int(number): _entry(values) for number, values in state["inputs"].items()}
-            for number, entry in self._entries.items():
-                # Of what is ahead a run may have been gone on with that had ended within it.
-                begun = number == self._at if len(state["inputs"][str(number)]) < len(entry) else entry.begun
+            for key, values in state["inputs"].items():
+                number, entry = int(key), _entry(values)
+                # Checkpoints of earlier versions do not tell it. What a run has left behind was read to its end.
+                begun = entry.begun if len(values) == len(entry) else number == self._at
                 self._entries[number] = entry._replace(begun=begun and number >= self._at)
             if self.is_incremental:
                 self._left = KnownFiles(base_dir, [*self._entries.values(), *map(_entry, state["left"])])
@@ -135,7 +135,7 @@ class Progress:
             self._opened[number] = Entry(path, None)
             return _start(known) if known else Start()
         if self.is_incremental:
-            return self._start_of_new(number, path, fd, of_lines=of_lines)
+            return self._start_incremental(number, path, fd, of_lines=of_lines)
         if known:
             self._check(known, fd)
         identity = (known and known.identity) or identity_of(fd)
@@ -143,7 +143,7 @@ class Progress:
         self._opened[number] = Entry(path, identity, limit=limit)
         return _start(known) if known else Start(limit=limit)
 
-    def _start_of_new(self, number: int, path: str, fd: int, *, of_lines: bool) -> Start | None:
+    def _start_incremental(self, number: int, path: str, fd: int, *, of_lines: bool) -> Start | None:
         identity = identity_of(fd)
         if self._seen.find(path, identity, fd):
             return None
