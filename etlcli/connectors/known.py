@@ -1,8 +1,8 @@
 """Files that were read before, and which of them one is that was opened now, whatever it is called by now.
 
-A file is the one of its name if the last run has found that, too, and it begins as it did. Else it is one that was renamed,
-if it has its inode; or one that was copied, if it begins with its first 64 KiB and goes on with its last 4 KiB where that
-ended, and its name has gone to another. Of an empty file nothing is known.
+A file is the one of its name if the last run has found that, too, and it begins as that did. Else it must also go on where
+that ended, and be the one that was renamed, by its inode (those are used again), or that was copied, if it begins with as
+much as 64 KiB of it and its name has gone to another. Of an empty file nothing is known.
 """
 
 from __future__ import annotations
@@ -117,10 +117,11 @@ class KnownFiles:
             return False
         if entry.path == path and entry.age <= 1:
             return True
+        if not has_its_end(entry.identity, fd):
+            return False
         if what is None and entry.identity.inode == os.fstat(fd).st_ino:
             return True
-        alike = entry.identity.is_telling and has_its_end(entry.identity, fd)
-        return alike and (entry.path == path or not self.is_at(entry, entry.path))
+        return entry.identity.is_telling and (entry.path == path or not self.is_at(entry, entry.path))
 
 
 def _keys(path: str, identity: Identity) -> list[tuple[str, str | int]]:

@@ -22,7 +22,7 @@ class Identity(NamedTuple):
     """Digest of the first `head_size` bytes."""
     inode: int
     tail: str = ""
-    """Digest of the last 4 KiB of its `size`."""
+    """Digest of the last 4 KiB of its `size`; "" where it is not known."""
 
     @property
     def is_telling(self) -> bool:
@@ -49,7 +49,7 @@ def change(before: Identity, fd: int) -> str | None:
 
 def has_its_end(before: Identity, fd: int) -> bool:
     """Whether a file that begins as another did has the same where that ended: two may have a long beginning in common."""
-    return _digest(fd, max(0, before.size - _TAIL), before.size) == before.tail
+    return not before.tail or _digest(fd, max(0, before.size - _TAIL), before.size) == before.tail
 
 
 def whole_lines_end(fd: int, size: int) -> int:

@@ -113,11 +113,12 @@ def test_by_its_beginning_and_its_end() -> None:
     """Today's export may begin as yesterday's, which is gone."""
     Path("a").write_bytes(LARGE)
     known = KnownFiles("", [entry_of("a")])
-    os.unlink("a")
-    Path("b").write_bytes(LARGE[:80_000] + b"other\n" + LARGE[80_000:])
-    assert found(known, "b") is None
-    Path("b").write_bytes(LARGE + b"more\n")
-    assert found(known, "b") == "a"
+    os.rename("a", "b")
+    for name in ("b", "c"):  # by its inode, and by another
+        Path(name).write_bytes(LARGE[:80_000] + b"other\n" + LARGE[80_000:])
+        assert found(known, name) is None
+        Path(name).write_bytes(LARGE + b"more\n")
+        assert found(known, name) == "a"
 
 
 def test_small_files_that_are_equal() -> None:
