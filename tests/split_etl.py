@@ -3,8 +3,8 @@ give the same bytes.
 
 ETL_TEST_PART says how large parts are, ETL_TEST_WORKERS how many worker processes every run has; ETL_TEST_DELAY how many
 milliseconds a part takes at most, by chance; ETL_TEST_OPEN in which directory there may be a shell script 1 that is run
-before the first input is opened, and so on; ETL_TEST_WAIT how many seconds a signal waits; ETL_TEST_KILL after which of its checkpoints a run is killed,
-ETL_TEST_DIE the same with `early`, when everything but the manifest is there, or `late`, when that is, too.
+before the first input is opened, and so on; ETL_TEST_WAIT how many seconds a signal waits, and then the end of what ends;
+ETL_TEST_KILL after which of its checkpoints a run is killed, ETL_TEST_DIE the same with `early`, when everything but the manifest is there, or `late`, when that is, too.
 """
 
 import os
@@ -20,7 +20,7 @@ from etlcli.connectors import read
 from etlcli.core import stage
 from etlcli.engine import drain, head, manifest, pipeline
 from etlcli.formats import ndjson
-from etlcli.io import extents
+from etlcli.io import extents, signals
 from etlcli.io.inputs import Input
 
 for module in (stage, extents, ndjson):
@@ -43,7 +43,7 @@ if "ETL_TEST_DELAY" in os.environ:
 
     head.Head.work = work_slowly
 if "ETL_TEST_WAIT" in os.environ:
-    drain._LONGEST_WAIT = float(os.environ["ETL_TEST_WAIT"])
+    drain._LONGEST_WAIT = signals._CLEANING_UP = float(os.environ["ETL_TEST_WAIT"])
 if "ETL_TEST_OPEN" in os.environ:
     turns, open_input = count(1), read.open_input
 

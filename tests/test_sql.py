@@ -47,15 +47,20 @@ class Database:
         return run_etl("sql", "--url", self.url, "--table", table, *args, stdin=stdin)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    if request.param == "sqlite":
-        yield Database(f"sqlite:///{tmp_path}/t.db")
-        return
-    database = Database(request.getfixturevalue("postgres"))
+@pytest.fixture
+def server(postgres: str) -> Iterator[Database]:
+    database = Database(postgres)
     yield database
     database("DROP SCHEMA public CASCADE")
     database("CREATE SCHEMA public")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    if request.param == "sqlite":
+        return Database(f"sqlite:///{tmp_path}/t.db")
+    server: Database = request.getfixturevalue("server")
+    return server
 
 
 def test_a_new_table(db: Database) -> None:
@@ -271,6 +276,29 @@ def test_P3_the_commit_of_a_process_that_was_killed_comes_late(nightly: Nightly)
         late.commit()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
+    nightly.check(stderr)
+
+
+@pytest.mark.parametrize("end", ["TERM", "TERM TERM", "timeout"])
+def test_a_server_that_does_not_answer(server: Database, tmp_path: Path, end: str) -> None:
+    """It waits for a lock: the run ends all the same, and another puts in what is missing."""
+    nightly = Nightly(server, tmp_path)
+    if end == "timeout":
+        nightly.write(runtime={"timeout": "2s"})
+    with server.connection() as other:
+        other.exec_driver_sql("LOCK TABLE t IN SHARE MODE")
+        process = nightly.start(ETL_TEST_WAIT="1" if end != "TERM TERM" else "5")
+        waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        wait_for(lambda: bool(server(waits)))
+        for _ in end.split() if end != "timeout" else ():
+            process.terminate()
+            time.sleep(0.5)
+        _, stderr = process.communicate(timeout=30)
+        assert process.returncode == (75 if end == "timeout" else -signal.SIGTERM), stderr
+        other.rollback()
+    nightly.write(runtime={})
+    code, stderr = nightly.run()
+    assert code == 0, stderr
     nightly.check(stderr)
 
 

@@ -21,6 +21,7 @@ from etlcli import __version__
 from etlcli.errors import EtlError, InputOutputError, Interrupted, nearest
 from etlcli.io.handshake import finish
 from etlcli.io.masking import hidden, without_secrets
+from etlcli.io.signals import end_commands, end_soon
 from etlcli.registry import COMMANDS, COMPONENTS, load
 
 _HELP = """Move, check, sort and publish NDJSON records.
@@ -130,7 +131,7 @@ def _run() -> int:
     except MemoryError:
         raise EtlError("out of memory", hint="lower --memory or --max-line") from None
     finally:
-        _end_commands()  # one that was started when a signal came may be nobody's yet
+        end_commands()  # one that was started when a signal came may be nobody's yet
     return code if isinstance(code, int) else 0
 
 
@@ -151,6 +152,7 @@ def _install_signals() -> None:
             signal.signal(number, _end_at_once)
         # A terminal that goes away may say so several times: nobody has asked twice.
         signal.signal(signal.SIGHUP, lambda number, frame: None)
+        end_soon(lambda: _end_at_once(signum, None))
         raise Interrupted(signum)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -161,13 +163,8 @@ def _install_signals() -> None:
 def _end_at_once(signum: int, frame: FrameType | None) -> None:
     """What a second signal does, while the first is being answered. All that is left behind ends by itself, or is found by
     the next run, but for commands that run in sessions of their own."""
-    _end_commands()
+    end_commands()
     _die_by(signum)
-
-
-def _end_commands() -> None:
-    if command := sys.modules.get("etlcli.io.command"):
-        command.stop_all()
 
 
 def _die_by(signum: int) -> NoReturn:

@@ -18,6 +18,7 @@ from etlcli.engine.overlap import Overlap, take_directory, take_turn
 from etlcli.engine.pipeline import Pipeline
 from etlcli.errors import RecipeError, TimedOut, TryLaterError, UsageError
 from etlcli.io.masking import hidden, without_secrets
+from etlcli.io.signals import end_commands, end_soon
 from etlcli.io.terminal import safe
 from etlcli.observe.logs import Log
 from etlcli.recipe.files import check_beside
@@ -101,7 +102,12 @@ def within(recipe: Recipe, path: str) -> Iterator[None]:
     seconds = recipe.timeout
 
     def stop(signum: int, frame: object) -> None:
+        end_soon(at_once)
         raise TimedOut
+
+    def at_once() -> None:
+        end_commands()
+        os._exit(TryLaterError.exit_code)
 
     if seconds is None:
         yield
@@ -118,7 +124,8 @@ def within(recipe: Recipe, path: str) -> Iterator[None]:
             + ("the next run goes on from there" if recipe.checkpoint else "raise --timeout (runtime.timeout)"),
         ) from None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if signal.getsignal(signal.SIGALRM) == stop:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def plan(recipe: Recipe) -> list[str]:

@@ -427,8 +427,9 @@ class _Database:
         return ".".join(map(self._quote, name.split(".")))
 
     def _close(self) -> None:
-        with suppress(Exception):  # a connection that is lost has nothing to be closed
-            self._connection.close()
+        # A server that is at something would be waited for to take it back: it does so when it is gone.
+        with suppress(Exception):
+            self._connection.invalidate()
         self._engine.dispose()
 
     @contextmanager
@@ -436,6 +437,9 @@ class _Database:
         try:
             yield
         except self._sql.exc.DBAPIError as error:
+            for before in _contexts(error):
+                if not isinstance(before, Exception):  # a signal, after which the driver could not end what it was at
+                    raise before from None
             raise self._explain(error) from error
 
     def _explain(self, error: Any) -> EtlError:
@@ -451,6 +455,13 @@ class _Database:
         if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "InsufficientPrivilege")):
             return CannotCreateError(message)
         return ServiceUnreachableError(message, hint="what was not committed is not in the table; run it again")
+
+
+def _contexts(error: BaseException) -> Iterator[BaseException]:
+    """What was being handled when it was raised, and so on."""
+    while context := error.__context__:
+        yield context
+        error = context
 
 
 def _of_the_record(exc: Any) -> tuple[type[Exception], ...]:

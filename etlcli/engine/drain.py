@@ -88,11 +88,11 @@ class Drain:
     def _limit(self, end: Callable[[], object]) -> None:
         def over(number: int, frame: FrameType | None) -> None:
             self.has_waited = True
+            self._forget()
             end()
 
-        left, _ = signal.getitimer(signal.ITIMER_REAL)
         self._alarm = signal.signal(signal.SIGALRM, over)
-        signal.setitimer(signal.ITIMER_REAL, min(left or _LONGEST_WAIT, _LONGEST_WAIT))
+        signal.setitimer(signal.ITIMER_REAL, _LONGEST_WAIT)
 
     def _forget(self) -> None:
         self._pending = None

@@ -209,8 +209,8 @@ class AtomicFile(Output):
 class AppendFile:
     """A file of lines to which whole blocks are added, each durable when `append` returns. Made, with its directory, at the
     first of them. A block that cannot be written in full is taken back, and a last line that an earlier crash cut short
-    is ended first, so that every line stands alone. Several processes may append to one file. A device or FIFO is written
-    to as it is; who opens a FIFO waits for its reader.
+    is ended first, so that every line stands alone. Several processes may append to one file. None of this holds of a
+    device or a FIFO; who opens a FIFO waits for its reader.
 
     Raises CannotCreateError when the file cannot be made, InputOutputError when it cannot be written.
     """
@@ -294,10 +294,12 @@ class AppendFile:
 
     def _open(self) -> None:
         try:
-            directory, made = os.path.dirname(self.path), list[str]()
+            if self._special:
+                self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                return
+            directory, made = os.path.dirname(os.path.realpath(self.path)), list[str]()
             make_directories(directory, made)
-            mode = os.O_WRONLY if self._special else os.O_RDWR | os.O_CREAT
-            self._fd = os.open(self.path, mode | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             make_durable(directory, made)
         except OSError as error:
             raise CannotCreateError(f"cannot open {self.path}: {error.strerror}", where=self.path) from error

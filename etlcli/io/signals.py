@@ -1,14 +1,30 @@
-"""Signals that wait for the end of something short."""
+"""Signals that wait for the end of something short, and an end that does not wait."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 """Those that end a run."""
+_CLEANING_UP = 5.0
+"""Seconds: far more than it takes."""
+
+
+def end_commands() -> None:
+    """External commands run in sessions of their own: no signal for this process reaches them."""
+    if command := sys.modules.get("etlcli.io.command"):
+        command.stop_all()
+
+
+def end_soon(at_once: Callable[[], object]) -> None:
+    """What must end cleans up and says why; where that does not come to an end, since nobody reads standard error or a
+    server does not answer, it is ended `at_once`."""
+    signal.signal(signal.SIGALRM, lambda number, frame: at_once())
+    signal.setitimer(signal.ITIMER_REAL, _CLEANING_UP)
 
 
 @contextmanager

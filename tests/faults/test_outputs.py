@@ -174,6 +174,12 @@ def test_a_quarantine_that_is_no_file(shell: Run, work: Path) -> None:
     done = shell(f"mkfifo q; cat q > found & {command} q && {command} /dev/null; status=$?; wait; exit $status")
     assert (done.returncode, done.stdout) == (0, b'{"a":1}\n' * 2), done.stderr
     assert [json.loads(line)["raw"] for line in (work / "found").open()] == ["bad"] * 3
+    done = shell(f"{command} /dev/fd/4 4>&1 >read | cat > pipe; {command} /dev/fd/4 4>file")
+    assert (done.returncode, (work / "pipe").read_bytes().count(b"\n"), (work / "file").read_bytes().count(b"\n")) == (
+        0,
+        3,
+        3,
+    )
     done = shell(f"{command} /dev/full")
     assert (done.returncode, b"cannot write /dev/full: No space left" in done.stderr) == (74, True)
 

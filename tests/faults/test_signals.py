@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import BIN, environment
+from resuming import SPLIT_ETL
 
 LINES = b"".join(b'{"a":%d,"pad":"%s"}\n' % (number * 7919 % 100_003, b"x" * 80) for number in range(50_000))
 STOPS = [signal.SIGINT, signal.SIGTERM]
@@ -155,3 +157,29 @@ def test_an_ignored_interrupt_stays_ignored(work: Path) -> None:
     process.communicate(b'{"new":1}\n', timeout=60)
     assert process.returncode == 0
     assert (work / "out" / "target").read_bytes() == b'{"new":1}\n'
+
+
+@pytest.mark.parametrize("stats", [[], ["--stats"]])
+@pytest.mark.parametrize("end", ["TERM", "timeout"])
+@pytest.mark.parametrize("checkpoint", ["", "checkpoint: {dir: state}\n"])
+def test_nobody_reads_standard_error(work: Path, end: str, checkpoint: str, stats: list[str]) -> None:
+    """What cannot be said keeps nobody from ending."""
+    with (work / "recipe.yaml").open("a") as file:
+        file.write(f"{checkpoint}logging: {{level: debug}}\n")
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 65536)
+    os.set_blocking(writing, True)
+    options = ["--timeout", "1s"] if end == "timeout" else []
+    process = subprocess.Popen(
+        [sys.executable, SPLIT_ETL, "run", "recipe.yaml", *stats, *options],
+        cwd=work, stderr=writing, env=environment(ETL_TEST_WAIT="0.5"),
+    )  # fmt: skip
+    if end == "TERM":
+        time.sleep(1)
+        process.terminate()
+    assert process.wait(timeout=30) == (75 if end == "timeout" else -signal.SIGTERM)
+    os.close(reading)
+    os.close(writing)
