@@ -152,6 +152,9 @@ class Progress:
             limit = known.limit
         elif of_lines and not is_compressed(os.pread(fd, 8, 0)):
             limit = whole_lines_end(fd, identity.size)
+            before = known.identity.size if known and known.identity else 0
+            if limit < identity.size and (not limit or identity.size == before):  # else somebody is at it
+                self._log("warning", "record_unfinished", path=path, offset=limit)
         else:
             limit = identity.size
         self._opened[number] = Entry(path, identity, limit=limit)

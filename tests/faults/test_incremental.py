@@ -64,6 +64,21 @@ def test_new_files_and_new_lines(log: Work) -> None:
     assert new(log) == []
 
 
+@pytest.mark.parametrize("whole", [0, 10])
+def test_a_line_that_never_ends_is_told(log: Work, whole: int) -> None:
+    """Not one that somebody is at; it may be all there is."""
+    one = log.directory / "in" / "one.ndjson"
+    one.write_bytes(b"".join(LINES[:whole]) + LINES[10][:-1])
+    for number in range(3):
+        done = log.run()
+        assert (done.returncode, b"record_unfinished" in done.stderr) == (0, number > 0 or not whole)
+    with one.open("ab") as file:
+        file.write(b"\n" + LINES[11][:-1])
+    done = log.run()
+    assert (done.returncode, b"record_unfinished" in done.stderr) == (0, False)
+    assert log.output == b"".join([*LINES[:whole], LINES[10]])
+
+
 def test_rotated_files(log: Work) -> None:
     one, rotated = log.directory / "in" / "one.ndjson", log.directory / "in" / "one.ndjson.1"
     assert new(log) == LINES[:10]
