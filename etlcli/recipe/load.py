@@ -444,6 +444,8 @@ class _Loader:
     def _set(self, setting: str) -> None:
         """Puts one `path=value` into the tree; steps are found by id or by number."""
         path, equals, text = setting.partition("=")
+        if text == "-":  # standard input or output, and no list of nothing
+            text = '"-"'
         try:
             value = load(text.encode(errors="surrogateescape"), name="--set", max_bytes=MAX_BYTES)
             _rename(value, f"--set {path}")
