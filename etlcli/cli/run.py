@@ -33,7 +33,8 @@ was good, and only then.
 
 With checkpoint.dir a run that is interrupted, killed or fails can be gone on with: the next `etl run` does so by itself,
 and publishes the same bytes as one that was never stopped. INT, TERM and --timeout then take a last checkpoint first; the
-run ends without it when a second signal comes, or when it is not there within 30 s. See `etl checkpoint`.
+run ends without it when a second signal comes, when it is not there within 30 s, or when all input has been read. See `etl
+checkpoint`.
 
 A cron job that may take longer than the time to the next one wants --on-overlap, and one that may hang --timeout.
 
