@@ -323,6 +323,14 @@ def test_what_was_read_to_its_end_may_go(log: Work) -> None:
     assert new(log)[:3] == [b'{"id":"a.csv"}\n', b'{"id":"b.csv"}\n', b'{"id":"c.csv"}\n']
 
 
+def test_lines_that_were_read_to_their_end_may_go(log: Work) -> None:
+    """The run has ended within them, and has nothing more to read there."""
+    (log.directory / "in" / "two.ndjson").write_bytes(LINES[20])
+    killed(log, 2, part=10_000)
+    (log.directory / "in" / "one.ndjson").unlink()
+    assert new(log) == [*LINES[:10], LINES[20]]
+
+
 def test_a_log_is_copied_and_cut_while_an_unfinished_run_was_within_it(log: Work) -> None:
     one = log.directory / "in" / "one.ndjson"
     one.write_bytes(b"".join(LINES))
