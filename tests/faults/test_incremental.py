@@ -323,6 +323,14 @@ def test_what_was_read_to_its_end_may_go(log: Work) -> None:
     assert new(log)[:3] == [b'{"id":"a.csv"}\n', b'{"id":"b.csv"}\n', b'{"id":"c.csv"}\n']
 
 
+def test_what_is_added_meanwhile_is_for_the_next_run(log: Work) -> None:
+    killed(log, 2)
+    with (log.directory / "in" / "one.ndjson").open("ab") as file:
+        file.write(LINES[10])
+    assert new(log) == LINES[:10]
+    assert new(log) == [LINES[10]]
+
+
 def test_lines_that_were_read_to_their_end_may_go(log: Work) -> None:
     """The run has ended within them, and has nothing more to read there."""
     (log.directory / "in" / "two.ndjson").write_bytes(LINES[20])
