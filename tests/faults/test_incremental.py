@@ -323,6 +323,17 @@ def test_what_was_read_to_its_end_may_go(log: Work) -> None:
     assert new(log)[:3] == [b'{"id":"a.csv"}\n', b'{"id":"b.csv"}\n', b'{"id":"c.csv"}\n']
 
 
+def test_what_a_run_was_within_and_was_changed_is_refused(log: Work) -> None:
+    one = log.directory / "in" / "one.ndjson"
+    one.write_bytes(b"".join(LINES))
+    killed(log, 2, part=60_000)
+    with one.open("r+b") as file:
+        file.seek(70_000)
+        file.write(b"x")
+    done = log.run()
+    assert (done.returncode, b"in/one.ndjson was changed since it was read" in done.stderr) == (78, True)
+
+
 def test_what_is_added_meanwhile_is_for_the_next_run(log: Work) -> None:
     killed(log, 2)
     with (log.directory / "in" / "one.ndjson").open("ab") as file:
