@@ -284,7 +284,7 @@ def test_a_server_that_does_not_answer(server: Database, tmp_path: Path, end: st
     """It waits for a lock: the run ends all the same, and another puts in what is missing."""
     nightly = Nightly(server, tmp_path)
     if end == "timeout":
-        nightly.write(runtime={"timeout": "2s"})
+        nightly.write(runtime={"timeout": "6s"})
     with server.connection() as other:
         other.exec_driver_sql("LOCK TABLE t IN SHARE MODE")
         process = nightly.start(ETL_TEST_WAIT="1" if end != "TERM TERM" else "5")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,16 +160,13 @@ def test_a_pipe_is_not_opened(here: Path) -> None:
     known = KnownFiles("", [entry := entry_of("a")])
     os.unlink("a")
     os.mkfifo("a")
-    pid = os.fork()
-    if not pid:
-        os.write(os.open("a", os.O_WRONLY), b"for its reader")
-        os._exit(0)
-    for _ in range(100):  # until the other is at it
-        assert not known.is_at(entry, "a")
-        time.sleep(0.005)
-    with open("a", "rb") as reader:
-        assert reader.read() == b"for its reader"
-    assert os.waitpid(pid, 0)[1] == 0
+    with subprocess.Popen(["sh", "-c", "printf 'for its reader' > a"]) as writer:
+        for _ in range(100):  # until the other is at it
+            assert not known.is_at(entry, "a")
+            time.sleep(0.005)
+        with open("a", "rb") as reader:
+            assert reader.read() == b"for its reader"
+    assert writer.returncode == 0
 
 
 def test_what_is_not_there_is_known_for_two_runs() -> None:
