@@ -276,6 +276,17 @@ def test_each_file_once(log: Work) -> None:
     assert new(log) == []
 
 
+def test_a_file_that_did_not_change_is_known_by_its_name(log: Work) -> None:
+    """However long that is ago; a copy may have taken its place then."""
+    one = log.directory / "in" / "one.ndjson"
+    assert new(log) == LINES[:10]
+    for _ in range(4):
+        assert new(log) == []
+    one.rename(log.directory / "away")
+    one.write_bytes(b"".join(LINES[:11]))
+    assert new(log) == [LINES[10]]
+
+
 def test_away_for_a_run(log: Work) -> None:
     one, two = log.directory / "in" / "one.ndjson", log.directory / "in" / "two.ndjson"
     two.write_bytes(LINES[20])
