@@ -20,7 +20,7 @@ from typing import Any
 from etlcli.io.signals import ENDING
 
 _LONGEST_WAIT = 30.0
-"""Seconds. Service managers wait a little longer before they kill."""
+"""Seconds. systemd kills after 90 (TimeoutStopSec). Who kills earlier loses the way from the last checkpoint."""
 
 
 class Drain:
